@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * libcairn: disks that are chains of QCOW2 layers, kept by a cairnd service and written locally.
+ *
+ * Link with `pkg-config --libs cairn`.  Handles are opaque; strings handed out are malloc'ed and
+ * the caller's to free(); errors are returned as negative codes and described in the caller's
+ * struct cairn_error (cairn_error.h), which may be NULL.  Disk and client handles may be used from
+ * any number of threads at once, except to free them.  The library does not log, does not exit,
+ * and installs no signal handlers.
+ */
+#ifndef CAIRN_H
+#define CAIRN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cairn_error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CAIRN_API __attribute__((visibility("default")))
+
+/* "0.1.0" */
+CAIRN_API const char *cairn_version(void);
+/* A stable word for a code ("not-found"), and the exit code that programs use for it (0, 1, 2). */
+CAIRN_API const char *cairn_code_name(int code);
+CAIRN_API int cairn_exit_code(int code);
+
+/* -- Progress and cancelling ----------------------------------------------------------------- */
+
+/*
+ * Called now and then during long operations, from one thread at a time; total_bytes may grow.
+ * what names the step ("push sha256:9f2c…").  Return not 0 to cancel: the operation ends with
+ * CAIRN_E_CANCELLED and can be repeated, going on where it was.
+ */
+typedef int (*cairn_progress_fn)(void *ctx, const char *what, uint64_t done_bytes,
+                                 uint64_t total_bytes);
+
+/* -- The service ------------------------------------------------------------------------------ */
+
+struct cairn_client;
+
+struct cairn_client_options {
+    size_t struct_size; /* set by CAIRN_CLIENT_OPTIONS_INIT */
+    const char *server; /* base URL, or several separated by commas; NULL: $CAIRN_SERVER, then
+                           http://127.0.0.1:7117 */
+    const char *token;  /* NULL: $CAIRN_TOKEN, then none */
+    unsigned deadline_ms; /* for one read or small request, retries included; 0: 30,000 */
+    cairn_progress_fn progress; /* may be NULL */
+    void *progress_ctx;
+};
+#define CAIRN_CLIENT_OPTIONS_INIT {.struct_size = sizeof(struct cairn_client_options)}
+
+/* options may be NULL.  Does not connect. */
+CAIRN_API int cairn_client_new(const struct cairn_client_options *options,
+                               struct cairn_client **ret_client, struct cairn_error *err);
+CAIRN_API void cairn_client_free(struct cairn_client *client);
+
+/*
+ * Push an image file and its local backing chain as ref; only blobs that the service lacks travel,
+ * and an interrupted push goes on where it was.  format: "qcow2", "raw", or NULL to go by the
+ * file's name (".raw", ".img": raw; else qcow2).  Backing files are found by the names that the
+ * images hold, relative to the image, and only here, on the user's own files: regular files and
+ * block devices, never `json:` or a protocol.  Backing formats are those recorded; an image that
+ * records none is an error.  *ret_ref: `repo@sha256:…`.
+ */
+CAIRN_API int cairn_push(struct cairn_client *client, const char *file, const char *format,
+                         const char *ref, char **ret_ref, struct cairn_error *err);
+
+enum cairn_pull_mode {
+    CAIRN_PULL_FLAT = 0,  /* one qcow2 file */
+    CAIRN_PULL_RAW = 1,   /* one sparse raw file */
+    CAIRN_PULL_CHAIN = 2, /* out is a folder: every layer as it is stored, and `top.qcow2`… see
+                             cairn(1) */
+};
+/* out must not exist (CHAIN: may be an empty folder, or one that an earlier pull began). */
+CAIRN_API int cairn_pull(struct cairn_client *client, const char *ref, enum cairn_pull_mode mode,
+                         const char *out, struct cairn_error *err);
+
+/* JSON documents, as the service's disk API gives them (DESIGN 5.2), verified to be JSON. */
+CAIRN_API int cairn_info(struct cairn_client *client, const char *ref, char **ret_json,
+                         struct cairn_error *err);
+CAIRN_API int cairn_map(struct cairn_client *client, const char *ref, char **ret_json,
+                        struct cairn_error *err);
+CAIRN_API int cairn_diff(struct cairn_client *client, const char *since_ref, const char *ref,
+                         char **ret_json, struct cairn_error *err);
+/* {"layers":[{"depth","digest","size","mediaType","chainId","virtualSize"…}…]}, top first. */
+CAIRN_API int cairn_log(struct cairn_client *client, const char *ref, char **ret_json,
+                        struct cairn_error *err);
+/* {"repositories":[…]}, or of one repository {"name","tags":[{"tag","digest"}…]}. */
+CAIRN_API int cairn_list(struct cairn_client *client, const char *repo, char **ret_json,
+                         struct cairn_error *err);
+/* Let new_ref (another tag, possibly of another repository) name what ref names. */
+CAIRN_API int cairn_tag(struct cairn_client *client, const char *ref, const char *new_ref,
+                        struct cairn_error *err);
+/* Delete a tag, or by digest a manifest with all its tags. */
+CAIRN_API int cairn_remove(struct cairn_client *client, const char *ref, struct cairn_error *err);
+
+/* -- Disks ------------------------------------------------------------------------------------ */
+
+struct cairn_disk;
+
+/*
+ * Open a ref read-only; the chain is pinned by digest when it is opened.
+ */
+CAIRN_API int cairn_disk_open_ref(struct cairn_client *client, const char *ref,
+                                  struct cairn_disk **ret_disk, struct cairn_error *err);
+/*
+ * Open a disk folder for writing.  If folder does not exist or is empty it is made, on top of ref;
+ * else ref must be NULL or what the folder was made from, or has been snapshot to.  One process
+ * has a folder open at a time (CAIRN_E_CONFLICT).
+ */
+CAIRN_API int cairn_disk_open_folder(struct cairn_client *client, const char *folder,
+                                     const char *ref, struct cairn_disk **ret_disk,
+                                     struct cairn_error *err);
+/* Flush and let go; errors of the flush are returned, the handle is freed all the same. */
+CAIRN_API int cairn_disk_close(struct cairn_disk *disk, struct cairn_error *err);
+
+CAIRN_API uint64_t cairn_disk_size(const struct cairn_disk *disk); /* bytes */
+CAIRN_API bool cairn_disk_read_only(const struct cairn_disk *disk);
+
+/* Any alignment within the size; each reads or writes all of len or fails. */
+CAIRN_API int cairn_disk_pread(struct cairn_disk *disk, void *buf, size_t len, uint64_t guest_off,
+                               struct cairn_error *err);
+CAIRN_API int cairn_disk_pwrite(struct cairn_disk *disk, const void *buf, size_t len,
+                                uint64_t guest_off, struct cairn_error *err);
+/* may_unmap: free the space; else keep it allocated. */
+CAIRN_API int cairn_disk_zero(struct cairn_disk *disk, uint64_t len, uint64_t guest_off,
+                              bool may_unmap, struct cairn_error *err);
+CAIRN_API int cairn_disk_discard(struct cairn_disk *disk, uint64_t len, uint64_t guest_off,
+                                 struct cairn_error *err);
+/* Everything completed before, by any thread, survives a power cut afterwards. */
+CAIRN_API int cairn_disk_flush(struct cairn_disk *disk, struct cairn_error *err);
+
+enum cairn_extent_flags {
+    CAIRN_EXTENT_HOLE = 1, /* no storage of its own */
+    CAIRN_EXTENT_ZERO = 2, /* reads as zeros */
+};
+struct cairn_extent {
+    uint64_t guest_off, len; /* bytes */
+    unsigned flags;          /* of enum cairn_extent_flags */
+};
+/* Fill at most max extents covering the range from its start, in order, without gaps. */
+CAIRN_API int cairn_disk_extents(struct cairn_disk *disk, uint64_t guest_off, uint64_t len,
+                                 struct cairn_extent *ret_extents, size_t max, size_t *ret_nr,
+                                 struct cairn_error *err);
+
+/*
+ * Snapshot: seal the active layer, start a new one, push the sealed one, publish the manifest as
+ * ref.  Reads and writes go on, except that writes wait while the active layer is switched; on a
+ * failure after the switch the disk goes on, and repeating the call publishes what was sealed.
+ * *ret_ref: `repo@sha256:…`.
+ */
+CAIRN_API int cairn_disk_snapshot(struct cairn_disk *disk, const char *ref, char **ret_ref,
+                                  struct cairn_error *err);
+/* JSON facts of an open disk: ref, chain ID, size, local layers, counters. */
+CAIRN_API int cairn_disk_info(struct cairn_disk *disk, char **ret_json, struct cairn_error *err);
+
+/*
+ * Answer the control socket of the disk's folder (`control.sock`) from a thread of its own, until
+ * the disk is closed: that is how cairn_folder_* reach a disk that another process has open.  To
+ * be called after the last fork.
+ */
+CAIRN_API int cairn_disk_serve_control(struct cairn_disk *disk, struct cairn_error *err);
+
+/* Snapshot or describe the disk of a folder, running (over its control socket) or stopped. */
+CAIRN_API int cairn_folder_snapshot(struct cairn_client *client, const char *folder,
+                                    const char *ref, char **ret_ref, struct cairn_error *err);
+CAIRN_API int cairn_folder_info(struct cairn_client *client, const char *folder, char **ret_json,
+                                struct cairn_error *err);
+
+/* -- Local images, no service ------------------------------------------------------------------ */
+
+/* A new qcow2 file of the active layer's shape; backing (may be NULL) is recorded with its format. */
+CAIRN_API int cairn_image_create(const char *file, uint64_t virtual_size, const char *backing,
+                                 const char *backing_format, struct cairn_error *err);
+/* JSON: format, header fields, features, snapshots, bitmaps, extensions. */
+CAIRN_API int cairn_image_info(const char *file, const char *format, char **ret_json,
+                               struct cairn_error *err);
+/* JSON list with the field names of `qemu-img map --output=json`, of the file and its local
+ * backing chain. */
+CAIRN_API int cairn_image_map(const char *file, const char *format, char **ret_json,
+                              struct cairn_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

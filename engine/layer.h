@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A layer: one immutable image, qcow2 or raw, as the chain index wants to see it.
+ *
+ * Opening a layer validates it (DESIGN 4.1): everything that a resolver must refuse is refused
+ * here, by name, and whatever is accepted can be scanned and read without further checks of its
+ * tables.  The format is what the caller says; it is never probed.  No file is ever opened
+ * because an image names it.
+ */
+#ifndef ENGINE_LAYER_H
+#define ENGINE_LAYER_H
+
+#include "digest.h"
+#include "extent.h"
+#include "source.h"
+
+enum layer_format {
+    LAYER_RAW = 0,
+    LAYER_QCOW2 = 1,
+};
+
+enum layer_compression {
+    LAYER_DEFLATE = 0, /* raw deflate, RFC 1951 */
+    LAYER_ZSTD = 1,    /* RFC 8878 */
+};
+
+/* What a reader must know of a layer besides its bytes; travels in the chain index. */
+struct layer_attr {
+    uint64_t virtual_size; /* bytes, multiple of 512: qcow2 sizes are rounded down, raw ones up, as
+                              QEMU does */
+    uint8_t cluster_bits;  /* 9 to 21; 0 for raw */
+    uint8_t format;        /* enum layer_format */
+    uint8_t compression;   /* enum layer_compression */
+};
+
+struct layer;
+
+/*
+ * Open and validate.  src is borrowed and must outlive the layer.  Errors are CAIRN_E_CORRUPT,
+ * _UNSUPPORTED or _LIMIT with a message that starts with the source's name and names the field
+ * and its value, or what reading gave.
+ */
+int layer_open(struct source *src, enum layer_format format, struct layer **ret_layer,
+               struct cairn_error *err);
+void layer_free(struct layer *layer);
+CLEANUP_DEFINE(struct layer *, layer_free)
+
+/* Borrowed from the layer. */
+const struct layer_attr *layer_get_attr(const struct layer *layer);
+
+/* The chain ID that an active layer recorded as what it was started on; NULL if it has none. */
+const struct digest *layer_recorded_parent(const struct layer *layer);
+
+/*
+ * Called with a layer's extents in guest order, neighbours merged, holes left out, layer = 0.
+ * Not 0 stops the scan and becomes its result.
+ */
+typedef int (*layer_extent_fn)(void *arg, const struct extent *e, struct cairn_error *err);
+
+/*
+ * Scan the whole layer, reading each of its tables once.  Costs what the layer holds, and at most
+ * two clusters of memory besides the L1 table.  Not thread-safe on one layer.
+ */
+int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_error *err);
+
+/*
+ * Decompress one compressed cluster: in holds the extent's compressed_len bytes (fewer where the
+ * file ends), out gets 1 << cluster_bits bytes.  Garbage is CAIRN_E_CORRUPT.  Thread-safe.
+ */
+int layer_decompress(enum layer_compression compression, const void *in, size_t in_len, void *out,
+                     size_t out_len, struct cairn_error *err);
+
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Disks: what the server knows of a chain beyond its bytes.  Publishing validates the layers and
+ * builds the chain index; the HTTP disk API (DESIGN 5.2) answers from it.
+ */
+#ifndef SERVER_DISKS_H
+#define SERVER_DISKS_H
+
+#include "http.h"
+#include "manifest.h"
+#include "store.h"
+
+struct disks;
+
+struct disks_options {
+    size_t meta_cache_bytes;    /* L1s and slices */
+    size_t cluster_cache_bytes; /* decompressed clusters */
+    uint64_t max_virtual_size;
+    uint32_t max_depth;
+};
+
+int disks_new(struct store *store, const struct disks_options *options, struct disks **ret_disks,
+              struct cairn_error *err);
+void disks_free(struct disks *disks);
+
+/*
+ * Validate the chain of a disk's manifest and store its index, durably: called by PUT of a
+ * manifest, after it found every blob in the repository and before the manifest is stored.
+ * Costs what the layers that no stored prefix covers hold.
+ */
+int disks_publish(struct disks *disks, const struct manifest *m, struct cairn_error *err);
+
+/* Handle a request whose path starts with /v1/disks/. */
+void disks_handle(struct disks *disks, const struct http_request *req, struct http_reply *reply);
+
+#endif

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The OCI distribution API (DESIGN 5.1), under /v2/: blobs, uploads, manifests, tags, referrers,
+ * catalogue, over the object store.
+ */
+#ifndef SERVER_REGISTRY_H
+#define SERVER_REGISTRY_H
+
+#include "disks.h"
+#include "http.h"
+#include "manifest.h"
+#include "store.h"
+
+struct registry;
+
+int registry_new(struct store *store, struct disks *disks, struct registry **ret_registry,
+                 struct cairn_error *err);
+void registry_free(struct registry *registry);
+void registry_handle(struct registry *registry, const struct http_request *req,
+                     struct http_reply *reply);
+
+/* -- What the disk API needs of it: store look-ups by name ------------------------------------- */
+
+/* The store key of a blob: blobs/sha256/<2 hex>/<hex>. */
+#define REGISTRY_KEY_MAX 512
+char *registry_blob_key(const struct digest *d, char key[REGISTRY_KEY_MAX]);
+
+/* The manifest that a ref names, parsed; ret_digest (may be NULL) is the manifest's. */
+int registry_find_manifest(struct store *store, const struct ref *ref,
+                           struct manifest **ret_manifest, struct digest *ret_digest,
+                           struct cairn_error *err);
+
+#endif

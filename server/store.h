@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The object store (DESIGN 4.4): keys to immutable bytes, plus small values that change by
+ * compare-and-set.  Nothing here asks what only a file system can answer: an S3 backend fits
+ * behind the same calls.  All calls may block and may be made from any thread.  A call that
+ * returned CAIRN_OK has made its effect durable.
+ *
+ * Keys are '/'-separated, each component of [A-Za-z0-9._-], not "." or "..", at most 1024 bytes.
+ */
+#ifndef SERVER_STORE_H
+#define SERVER_STORE_H
+
+#include <stdbool.h>
+
+#include "error.h"
+#include "source.h"
+
+struct store;
+
+/* url: `fs:<dir>` (created if missing). */
+int store_open(const char *url, struct store **ret_store, struct cairn_error *err);
+void store_close(struct store *store);
+CLEANUP_DEFINE(struct store *, store_close)
+
+enum store_put_mode {
+    STORE_PUT_IF_ABSENT, /* CAIRN_E_CONFLICT if the key exists */
+    STORE_PUT_REPLACE,   /* for derived objects only */
+};
+int store_put(struct store *store, const char *key, const void *buf, size_t len,
+              enum store_put_mode mode, struct cairn_error *err);
+
+int store_head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err);
+/* A whole object of at most max_len bytes (larger: CAIRN_E_LIMIT); malloc'ed, with a zero byte
+ * behind its end. */
+int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf,
+              size_t *ret_len, struct cairn_error *err);
+/* An object for ranged reading. */
+int store_open_source(struct store *store, const char *key, struct source **ret_src,
+                      struct cairn_error *err);
+/* A file descriptor of the object, for sendfile; a backend that has none leaves -1 and returns
+ * CAIRN_OK.  The caller closes it. */
+int store_open_fd(struct store *store, const char *key, int *ret_fd, uint64_t *ret_size,
+                  struct cairn_error *err);
+int store_delete(struct store *store, const char *key, struct cairn_error *err);
+
+/*
+ * One level of names below prefix ("" or "a/b/"), in byte order, from behind after (NULL: all).
+ * fn gets each name without the prefix, and whether it has names below it; not 0 stops.
+ */
+typedef int (*store_list_fn)(void *arg, const char *name, bool is_prefix, struct cairn_error *err);
+int store_list(struct store *store, const char *prefix, const char *after, store_list_fn fn,
+               void *arg, struct cairn_error *err);
+
+/*
+ * Set key from old to new in one step, among all servers of the store; NULL stands for absence
+ * (old: create, new: delete).  CAIRN_E_CONFLICT if it holds something else.  At most 4 KiB.
+ */
+int store_cas(struct store *store, const char *key, const char *old_value, const char *new_value,
+              struct cairn_error *err);
+
+/* -- Uploads: bytes that arrive in pieces and become an object in the end ---------------------- */
+
+#define STORE_UPLOAD_ID_MAX 64
+int store_upload_new(struct store *store, char ret_id[STORE_UPLOAD_ID_MAX], struct cairn_error *err);
+/* Bytes received so far; CAIRN_E_NOT_FOUND for an unknown (or malformed) ID. */
+int store_upload_size(struct store *store, const char *id, uint64_t *ret_size,
+                      struct cairn_error *err);
+/* off must be the size so far, else CAIRN_E_CONFLICT.  Durable only from commit on. */
+int store_upload_append(struct store *store, const char *id, uint64_t off, const void *buf,
+                        size_t len, struct cairn_error *err);
+/* Read back, for a digest that has to be computed anew after a restart. */
+int store_upload_read(struct store *store, const char *id, void *buf, size_t len, uint64_t off,
+                      struct cairn_error *err);
+/* The upload becomes key (exists already: that is success, the bytes are the same) and ends. */
+int store_upload_commit(struct store *store, const char *id, const char *key,
+                        struct cairn_error *err);
+int store_upload_abort(struct store *store, const char *id, struct cairn_error *err);
+
+#endif
