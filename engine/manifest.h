@@ -16,6 +16,7 @@
 #define MANIFEST_LAYER_RAW     "application/vnd.cairn.layer.v1.raw"
 #define MANIFEST_EMPTY_TYPE    "application/vnd.oci.empty.v1+json"
 #define MANIFEST_EMPTY_JSON    "{}"
+#define MANIFEST_EMPTY_BASE64  "e30="
 #define MANIFEST_EMPTY_DIGEST                                                                      \
     "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 #define MANIFEST_REBASED_FROM "dev.cairn.rebased-from"
@@ -36,23 +37,30 @@ struct manifest {
     struct digest rebased_from;
     bool has_subject;
     struct digest subject;
-    json_t *annotations; /* object or NULL */
+    uint64_t subject_size; /* bytes of the subject's manifest, as its descriptor says */
+    json_t *annotations;   /* object or NULL */
 };
 
 /*
- * Parse and validate a disk's manifest.  Messages name the JSON field and its value.  A valid OCI
- * manifest that is not a disk (another artifactType) is CAIRN_E_UNSUPPORTED.
+ * Parse and validate a disk's manifest; fields that are not ours are ignored, as OCI wants it.
+ * Messages name the JSON field and its value.  Anything malformed is CAIRN_E_CORRUPT, too many
+ * layers or bytes CAIRN_E_LIMIT; a manifest that is no disk (another media type, artifactType or
+ * layer type) is CAIRN_E_UNSUPPORTED.
  */
 int manifest_parse(const void *json, size_t len, struct manifest **ret_manifest,
                    struct cairn_error *err);
 void manifest_free(struct manifest *m);
 CLEANUP_DEFINE(struct manifest *, manifest_free)
 
-/* The chain a client means to publish; chain_ids are filled in. */
+/* The chain a client means to publish; layers are copied, chain_ids filled in, the rest is empty.
+ */
 int manifest_new(const struct manifest_layer *layers, uint32_t depth,
                  struct manifest **ret_manifest, struct cairn_error *err);
 
-/* The manifest's bytes: compact, fixed order of fields, so the same chain gives the same digest. */
+/*
+ * The manifest's bytes: compact, keys sorted, so that the same chain with the same annotations
+ * gives the same digest.  A subject is written as another image manifest.  malloc'ed.
+ */
 int manifest_encode(const struct manifest *m, char **ret_json, size_t *ret_len,
                     struct cairn_error *err);
 
