@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside remote: the servers, the pool of curl handles, and the loop that gets one request through
+ * before its deadline.  What a request is made of is its caller's business (remote.c for any request,
+ * remote_range.c for the hot path).
+ */
+#ifndef CLIENT_REMOTE_CONN_H
+#define CLIENT_REMOTE_CONN_H
+
+#include <curl/curl.h>
+
+#include "remote.h"
+
+/* Longest URL, with its terminating zero: a repository's name takes 255 bytes, a digest 71. */
+#define REMOTE_URL_MAX 4096
+
+/* One curl handle with its kept-alive connections; used by one thread at a time. */
+struct conn {
+    CURL *curl;
+    struct conn *next;        /* in the free list */
+    const void *shape;        /* whose options are set on it: see conn_reshape */
+    char url[REMOTE_URL_MAX]; /* the URL set on it */
+    char reason[CURL_ERROR_SIZE];
+};
+
+/* What became of one attempt. */
+enum attempt {
+    ATTEMPT_DONE,   /* the call ends with what finish returned */
+    ATTEMPT_FAILED, /* no answer, or one that says to come back: err holds why */
+};
+
+struct remote_call {
+    const char *method;
+    const char *path;
+    bool idempotent;
+    bool long_running;
+    /* Set the handle's options, except URL and time-outs; called once per attempt. */
+    int (*prepare)(void *arg, struct conn *conn, struct cairn_error *err);
+    /* Judge the attempt; *ret_may_repeat is true when called, and may be set to false. */
+    enum attempt (*finish)(void *arg, struct conn *conn, CURLcode code, int *ret_result,
+                           bool *ret_may_repeat, struct cairn_error *err);
+    void *arg;
+};
+
+int remote_call(struct remote *remote, const struct remote_call *call, struct cairn_error *err);
+
+/* "Authorization: Bearer …", or NULL. */
+const char *remote_authorization(const struct remote *remote);
+/* The same as a list of headers, or NULL; borrowed. */
+struct curl_slist *remote_authorization_list(const struct remote *remote);
+
+/* Bring the handle to its defaults, with connections kept.  shape remembers who set it up. */
+void conn_reshape(struct conn *conn, const void *shape);
+
+/* The error of an attempt that curl gave up; timed out or not, it is CAIRN_E_UNAVAILABLE. */
+int conn_error(const struct conn *conn, CURLcode code, const char *method, struct cairn_error *err);
+
+/* A status that says to come back later: 502, 503, 504. */
+static inline bool remote_status_is_passing(long status)
+{
+    return status >= 502 && status <= 504;
+}
+
+/* Is the header line `name: …`?  Then *ret_value is its trimmed value, *ret_len its length. */
+bool header_is(const char *line, size_t len, const char *name, const char **ret_value,
+               size_t *ret_len);
+
+#endif
