@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside the cairn command: what its subcommands share.  A subcommand is called with argv[0] its own
- * name and returns the exit code: 0, 1 for a failure, 2 for usage.
+ * Inside the cairn command: what its subcommands share.  A subcommand is called with argv[0] its
+ * own name and returns the exit code: 0, 1 for a failure, 2 for usage.
  */
 #ifndef CLIENT_CLI_H
 #define CLIENT_CLI_H
@@ -23,11 +23,13 @@ int cli_tag(int argc, char **argv);
 int cli_rm(int argc, char **argv);
 int cli_image(int argc, char **argv);
 
-/* -- Options ------------------------------------------------------------------------------------ */
+/* -- Options ------------------------------------------------------------------------------------
+ */
 
 /*
  * A subcommand's options and operands, in one table row each; ends with a row without name.
- * --help, --quiet and --server are understood by every subcommand that is given a struct cli_common.
+ * --help, --quiet and --server are understood by every subcommand that is given a struct
+ * cli_common.
  */
 struct cli_option {
     const char *name;    /* without the dashes */
@@ -60,7 +62,8 @@ struct cli_common {
 bool cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_common *ret_common,
                int *ret_exit);
 
-/* -- Doing --------------------------------------------------------------------------------------- */
+/* -- Doing ---------------------------------------------------------------------------------------
+ */
 
 /*
  * The service as the options name it, with a progress bar on stderr if that is a terminal and not

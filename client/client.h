@@ -5,20 +5,65 @@
 #ifndef CLIENT_CLIENT_H
 #define CLIENT_CLIENT_H
 
+#include <pthread.h>
+
 #include "cairn.h"
 #include "manifest.h"
 #include "remote.h"
+#include "source.h"
 
 struct cairn_client {
     struct remote *remote;
     cairn_progress_fn progress;
     void *progress_ctx;
+    pthread_mutex_t progress_lock; /* progress is called by one thread at a time */
 };
+
+CLEANUP_DEFINE(struct cairn_client *, cairn_client_free)
+
+/* -- Progress ------------------------------------------------------------------------------- */
+
+/* Tell the caller how far a step is; CAIRN_E_CANCELLED if it wants to stop.  Thread-safe. */
+int client_progress(struct cairn_client *client, const char *what, uint64_t done_bytes,
+                    uint64_t total_bytes, struct cairn_error *err);
+
+/* The same for a step made of several blobs: done counts those behind, at is within this one. */
+struct progress {
+    const char *what;
+    uint64_t done, total;
+};
+int progress_at(struct cairn_client *client, const struct progress *progress, uint64_t at,
+                struct cairn_error *err);
+
+/* -- Paths of the service -------------------------------------------------------------------- */
+
+#define CLIENT_PATH_MAX 1024
+/* `/v2/<repo>/blobs/<digest>`: what remote_read_range wants for a layer's bytes. */
+char *client_blob_path(const char *repo, const struct digest *d, char path[CLIENT_PATH_MAX]);
+/* `/v1/disks/<ref><suffix>`, suffix such as "/index" or "". */
+char *client_disk_path(const struct ref *ref, const char *suffix, char path[CLIENT_PATH_MAX]);
+
+/* -- Manifests ------------------------------------------------------------------------------- */
 
 /* Fetch and parse the manifest of ref; *ret_digest is the manifest's own. */
 int client_get_manifest(struct cairn_client *client, const struct ref *ref,
                         struct manifest **ret_manifest, struct digest *ret_digest,
                         struct cairn_error *err);
+
+/* The bytes of it, verified against the digest that the service or the ref gave. */
+int client_get_manifest_bytes(struct cairn_client *client, const struct ref *ref, char **ret_json,
+                              size_t *ret_len, struct digest *ret_digest, struct cairn_error *err);
+
+/* Publish a manifest (and the empty config blob that it names) as ref; the manifest's digest. */
+int client_put_manifest(struct cairn_client *client, const struct ref *ref,
+                        const struct manifest *m, struct digest *ret_digest,
+                        struct cairn_error *err);
+
+/* The same for bytes whose blobs are there already. */
+int client_put_manifest_bytes(struct cairn_client *client, const struct ref *ref, const char *json,
+                              size_t len, struct digest *ret_digest, struct cairn_error *err);
+
+/* -- Blobs ----------------------------------------------------------------------------------- */
 
 /* Does the repository have the blob? */
 int client_has_blob(struct cairn_client *client, const char *repo, const struct digest *d,
@@ -31,9 +76,13 @@ int client_has_blob(struct cairn_client *client, const char *repo, const struct 
 int client_push_blob(struct cairn_client *client, const char *repo, const char *path,
                      const struct digest *d, const char *mount_from, struct cairn_error *err);
 
-/* Publish a manifest (and the empty config blob that it names) as ref; the manifest's digest. */
-int client_put_manifest(struct cairn_client *client, const struct ref *ref,
-                        const struct manifest *m, struct digest *ret_digest,
-                        struct cairn_error *err);
+/* The same for any source, which the repository is known not to have. */
+int client_upload(struct cairn_client *client, const char *repo, struct source *src,
+                  const struct digest *d, const char *mount_from, const struct progress *progress,
+                  struct cairn_error *err);
+
+/* Let repo see a blob of the repository from; *ret_mounted is false if the service would not. */
+int client_mount_blob(struct cairn_client *client, const char *repo, const struct digest *d,
+                      const char *from, bool *ret_mounted, struct cairn_error *err);
 
 #endif

@@ -2,9 +2,9 @@
 /*
  * Any request, its answer, and the errors that answers stand for.
  *
- * Bodies go out from memory or piece by piece, and come in collected up to a bound or piece by piece.
- * What the service says in an error body is quoted in the message, cut to a line, without control
- * characters: it ends on terminals and in logs.
+ * Bodies go out from memory or piece by piece, and come in collected up to a bound or piece by
+ * piece. What the service says in an error body is quoted in the message, cut to a line, without
+ * control characters: it ends on terminals and in logs.
  */
 #include "remote.h"
 
@@ -15,8 +15,8 @@
 #include "checked.h"
 #include "remote_conn.h"
 
-#define BODY_MAX_DEFAULT ((size_t) 64 << 20)
-#define ERROR_BODY_MAX   ((size_t) 64 << 10)
+#define BODY_MAX_DEFAULT ((size_t)64 << 20)
+#define ERROR_BODY_MAX   ((size_t)64 << 10)
 #define UPLOAD_BUFFER    (256L << 10)
 
 /* One request, through all its attempts. */
@@ -26,10 +26,10 @@ struct exchange {
     struct remote_answer *answer;
     struct curl_slist *headers;
     struct conn *conn;
-    uint64_t sent;     /* of the body, in this attempt */
-    size_t room;       /* of answer->body */
-    bool handed_over;  /* write_body has seen bytes, in any attempt */
-    int result;        /* what a callback failed with */
+    uint64_t sent;    /* of the body, in this attempt */
+    size_t room;      /* of answer->body */
+    bool handed_over; /* write_body has seen bytes, in any attempt */
+    int result;       /* what a callback failed with */
     struct cairn_error err;
 };
 
@@ -66,7 +66,7 @@ static void keep_number(uint64_t *field, const char *value, size_t len)
 
     for (size_t i = 0; i < len; i++)
         if (value[i] < '0' || value[i] > '9' || !checked_mul(n, 10, &n) ||
-            !checked_add(n, (uint64_t) (value[i] - '0'), &n))
+            !checked_add(n, (uint64_t)(value[i] - '0'), &n))
             return;
     if (len > 0)
         *field = n;
@@ -174,7 +174,7 @@ static size_t on_send(char *buf, size_t size, size_t nr, void *arg)
 {
     struct exchange *x = arg;
     const struct remote_request *request = x->request;
-    size_t len = (size_t) min_u64(size * nr, request->body_len - x->sent);
+    size_t len = (size_t)min_u64(size * nr, request->body_len - x->sent);
 
     if (len == 0)
         return 0;
@@ -183,7 +183,7 @@ static size_t on_send(char *buf, size_t size, size_t nr, void *arg)
         if (x->result != CAIRN_OK)
             return CURL_READFUNC_ABORT;
     } else {
-        memcpy(buf, (const char *) request->body + x->sent, len);
+        memcpy(buf, (const char *)request->body + x->sent, len);
     }
     x->sent += len;
     return len;
@@ -194,9 +194,9 @@ static int on_seek(void *arg, curl_off_t off, int origin)
 {
     struct exchange *x = arg;
 
-    if (origin != SEEK_SET || off < 0 || (uint64_t) off > x->request->body_len)
+    if (origin != SEEK_SET || off < 0 || (uint64_t)off > x->request->body_len)
         return CURL_SEEKFUNC_FAIL;
-    x->sent = (uint64_t) off;
+    x->sent = (uint64_t)off;
     return CURL_SEEKFUNC_OK;
 }
 
@@ -204,7 +204,7 @@ static int on_progress(void *arg, curl_off_t a, curl_off_t b, curl_off_t c, curl
 {
     struct exchange *x = arg;
 
-    (void) a, (void) b, (void) c, (void) d;
+    (void)a, (void)b, (void)c, (void)d;
     x->result = x->request->poll(x->request->ctx, &x->err);
     return x->result != CAIRN_OK;
 }
@@ -243,7 +243,7 @@ static void set_method(CURL *curl, const struct exchange *x)
     } else if (sends_body(request)) {
         curl_easy_setopt(curl, CURLOPT_UPLOAD, 1L);
         curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, request->method);
-        curl_easy_setopt(curl, CURLOPT_INFILESIZE_LARGE, (curl_off_t) request->body_len);
+        curl_easy_setopt(curl, CURLOPT_INFILESIZE_LARGE, (curl_off_t)request->body_len);
         curl_easy_setopt(curl, CURLOPT_UPLOAD_BUFFERSIZE, UPLOAD_BUFFER);
         curl_easy_setopt(curl, CURLOPT_READFUNCTION, on_send);
         curl_easy_setopt(curl, CURLOPT_READDATA, x);
@@ -258,7 +258,7 @@ static int prepare(void *arg, struct conn *conn, struct cairn_error *err)
 {
     struct exchange *x = arg;
 
-    (void) err;
+    (void)err;
     conn_reshape(conn, NULL);
     x->conn = conn;
     x->sent = 0;
@@ -293,7 +293,7 @@ static enum attempt finish(void *arg, struct conn *conn, CURLcode code, int *ret
         conn_error(conn, code, x->request->method, err);
         return ATTEMPT_FAILED;
     }
-    x->answer->status = (unsigned) status_of(x);
+    x->answer->status = (unsigned)status_of(x);
     *ret_result = CAIRN_OK;
     if (x->request->idempotent && remote_status_is_passing(x->answer->status)) {
         remote_answer_error(x->answer, conn->url, err);
@@ -370,7 +370,7 @@ static void copy_printable(char *out, size_t room, const char *text)
     size_t n = 0;
 
     for (; *text && n + 1 < room; text++)
-        out[n++] = (unsigned char) *text < ' ' || *text == 0x7f ? '?' : *text;
+        out[n++] = (unsigned char)*text < ' ' || *text == 0x7f ? '?' : *text;
     out[n] = 0;
 }
 

@@ -71,8 +71,9 @@ void remote_answer_release(struct remote_answer *answer);
 
 /*
  * Any HTTP status is an answer; only not getting one is an error (CAIRN_E_UNAVAILABLE, or what
- * read_body, write_body and poll returned).  A repeatable request is repeated after 502, 503 and 504,
- * too, while the deadline allows.  Redirects are not followed, proxies of the environment not used.
+ * read_body, write_body and poll returned).  A repeatable request is repeated after 502, 503 and
+ * 504, too, while the deadline allows.  Redirects are not followed, proxies of the environment not
+ * used.
  */
 int remote_request(struct remote *remote, const struct remote_request *request,
                    struct remote_answer *ret_answer, struct cairn_error *err);

@@ -4,13 +4,15 @@
  *
  * A request takes the handle that was used last (its connection is the least likely to have been
  * closed, its memory the most likely to be cached) and keeps it for one attempt.  Handles are easy
- * handles, not a multi handle: measured with 4 KiB ranged GETs over loopback they cost 20 µs of CPU a
- * request against 15 µs for bare sockets, and threads share nothing but the free list's short lock.
+ * handles, not a multi handle: measured with 4 KiB ranged GETs over loopback they cost 20 µs of CPU
+ * a request against 15 µs for bare sockets, and threads share nothing but the free list's short
+ * lock.
  *
- * An attempt that got no answer is repeated if the request may be, on the next server where there are
- * several, with a short pause once all have been tried; a connection that could not even be made leaves
- * no doubt and is always tried again.  All attempts share one deadline.  An attempt of a repeatable
- * request gets half of what is left of it, so that one stalled connection does not use it all up.
+ * An attempt that got no answer is repeated if the request may be, on the next server where there
+ * are several, with a short pause once all have been tried; a connection that could not even be
+ * made leaves no doubt and is always tried again.  All attempts share one deadline.  An attempt of
+ * a repeatable request gets half of what is left of it, so that one stalled connection does not use
+ * it all up.
  *
  * Proxy settings of the environment are ignored: a guest's disk must not start to depend on a proxy
  * that someone configured for a browser.
@@ -34,9 +36,9 @@
 #define PAUSE_MS_MAX        1000
 /* Standing still: publishing a chain of thousands of layers, or ending a large upload, may keep the
  * service busy for minutes before it says a word. */
-#define STALL_S             600L
-#define TCP_KEEPALIVE_S     30L
-#define RECEIVE_BUFFER      (128L << 10)
+#define STALL_S         600L
+#define TCP_KEEPALIVE_S 30L
+#define RECEIVE_BUFFER  (128L << 10)
 
 struct remote {
     char *servers_text;
@@ -188,7 +190,7 @@ static uint64_t now_ms(void)
     struct timespec ts;
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t) ts.tv_sec * 1000 + (uint64_t) ts.tv_nsec / 1000000;
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
 static struct conn *conn_new(void)
@@ -216,8 +218,8 @@ static void conn_put(struct remote *remote, struct conn *conn)
 /* Wait, until the deadline, for a handle to come back, unless there may be one more. */
 static int wait_free_locked(struct remote *remote, uint64_t deadline, struct cairn_error *err)
 {
-    struct timespec ts = {.tv_sec = (time_t) (deadline / 1000),
-                          .tv_nsec = (long) (deadline % 1000) * 1000000};
+    struct timespec ts = {.tv_sec = (time_t)(deadline / 1000),
+                          .tv_nsec = (long)(deadline % 1000) * 1000000};
 
     while (!remote->free && remote->nr_conns == HANDLES_MAX)
         if (pthread_cond_timedwait(&remote->freed, &remote->lock, &ts) != 0)
@@ -260,7 +262,7 @@ void conn_reshape(struct conn *conn, const void *shape)
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
+    curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
     curl_easy_setopt(curl, CURLOPT_TCP_KEEPALIVE, 1L);
     curl_easy_setopt(curl, CURLOPT_TCP_KEEPIDLE, TCP_KEEPALIVE_S);
@@ -290,8 +292,7 @@ static int path_on_servers(const struct remote *remote, const char *url, const c
                      "the service refers to \"%.200s\", which is not on one of its servers", url);
 }
 
-static int set_url(struct conn *conn, const char *server, const char *path,
-                   struct cairn_error *err)
+static int set_url(struct conn *conn, const char *server, const char *path, struct cairn_error *err)
 {
     char url[REMOTE_URL_MAX];
     size_t server_len = strlen(server);
@@ -315,12 +316,12 @@ static void set_times(struct conn *conn, const struct remote_call *call, uint64_
     uint64_t attempt_ms = call->idempotent && left_ms > 1000 ? left_ms / 2 : left_ms;
 
     curl_easy_setopt(conn->curl, CURLOPT_CONNECTTIMEOUT_MS,
-                     (long) min_u64(attempt_ms, CONNECT_MS_MAX));
+                     (long)min_u64(attempt_ms, CONNECT_MS_MAX));
     if (call->long_running) {
         curl_easy_setopt(conn->curl, CURLOPT_LOW_SPEED_LIMIT, 1L);
         curl_easy_setopt(conn->curl, CURLOPT_LOW_SPEED_TIME, STALL_S);
     } else {
-        curl_easy_setopt(conn->curl, CURLOPT_TIMEOUT_MS, (long) attempt_ms);
+        curl_easy_setopt(conn->curl, CURLOPT_TIMEOUT_MS, (long)attempt_ms);
     }
 }
 
@@ -357,7 +358,7 @@ static enum attempt attempt(struct conn *conn, const char *server, const char *p
 
 static void pause_ms(uint64_t ms)
 {
-    struct timespec ts = {.tv_sec = (time_t) (ms / 1000), .tv_nsec = (long) (ms % 1000) * 1000000};
+    struct timespec ts = {.tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000};
 
     clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
 }
@@ -366,7 +367,7 @@ static void pause_ms(uint64_t ms)
 static void before_next(const struct remote *remote, unsigned attempts, uint64_t deadline)
 {
     unsigned rounds = attempts / remote->nr_servers;
-    uint64_t pause = min_u64((uint64_t) PAUSE_MS_FIRST << (rounds < 6 ? rounds : 6), PAUSE_MS_MAX);
+    uint64_t pause = min_u64((uint64_t)PAUSE_MS_FIRST << (rounds < 6 ? rounds : 6), PAUSE_MS_MAX);
     uint64_t now = now_ms();
 
     if (attempts % remote->nr_servers == 0 && now < deadline)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Inside remote: the servers, the pool of curl handles, and the loop that gets one request through
- * before its deadline.  What a request is made of is its caller's business (remote.c for any request,
- * remote_range.c for the hot path).
+ * before its deadline.  What a request is made of is its caller's business (remote.c for any
+ * request, remote_range.c for the hot path).
  */
 #ifndef CLIENT_REMOTE_CONN_H
 #define CLIENT_REMOTE_CONN_H

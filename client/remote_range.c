@@ -3,9 +3,9 @@
  * Ranged reads: the hot path of remote disks.
  *
  * A read ends well only if the answer says that it is the range asked for, of the content asked for
- * (ETag), and exactly so many bytes came.  Whatever else arrives is an error: a guest would rather have
- * an I/O error than bytes of another disk.  A connection that breaks on the way is a reason to try
- * again; an answer that contradicts the request is not.
+ * (ETag), and exactly so many bytes came.  Whatever else arrives is an error: a guest would rather
+ * have an I/O error than bytes of another disk.  A connection that breaks on the way is a reason to
+ * try again; an answer that contradicts the request is not.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -67,7 +67,7 @@ static void take_content_length(struct range_read *read, const char *value, size
     for (size_t i = 0; i < len; i++) {
         if (value[i] < '0' || value[i] > '9')
             return;
-        n = n * 10 + (uint64_t) (value[i] - '0');
+        n = n * 10 + (uint64_t)(value[i] - '0');
     }
     read->content_length = n;
     read->has_length = true;
@@ -159,7 +159,8 @@ static int prepare(void *arg, struct conn *conn, struct cairn_error *err)
     return CAIRN_OK;
 }
 
-/* The error of an answer that is complete, or was given up, because it is not what was asked for. */
+/* The error of an answer that is complete, or was given up, because it is not what was asked for.
+ */
 static int wrong_answer(const struct range_read *read, long status, struct cairn_error *err)
 {
     char what[128];
@@ -185,7 +186,7 @@ static int wrong_answer(const struct range_read *read, long status, struct cairn
 static int error_answer(struct range_read *read, long status, struct cairn_error *err)
 {
     const struct remote_answer answer = {
-        .status = (unsigned) status,
+        .status = (unsigned)status,
         .body = read->error_body,
         .body_len = read->error_len,
     };
@@ -200,7 +201,7 @@ static enum attempt finish(void *arg, struct conn *conn, CURLcode code, int *ret
     struct range_read *read = arg;
     long status = status_of(read);
 
-    (void) ret_may_repeat;
+    (void)ret_may_repeat;
     if (code == CURLE_OK && status >= 400) {
         *ret_result = error_answer(read, status, err);
         return remote_status_is_passing(status) ? ATTEMPT_FAILED : ATTEMPT_DONE;
