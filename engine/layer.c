@@ -1,1 +1,87 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A layer is an image behind one of two formats; for a raw one there is nothing to parse: it is
+ * data from end to end, and the part of the last sector that the file lacks reads as zeros.
+ */
+#include "layer.h"
+
+#include <inttypes.h>
+
+#include "chain_index.h"
+#include "checked.h"
+#include "qcow2_header.h"
+
+struct layer {
+    struct source *src; /* borrowed */
+    struct layer_attr attr;
+    struct qcow2_image *image; /* NULL for raw */
+};
+
+void layer_free(struct layer *layer)
+{
+    if (!layer)
+        return;
+    qcow2_image_free(layer->image);
+    free(layer);
+}
+
+static int open_raw(struct layer *layer, struct cairn_error *err)
+{
+    if (layer->src->size > CHAIN_VIRTUAL_SIZE_MAX)
+        return error_set(err, CAIRN_E_LIMIT, "%s: size %" PRIu64 " is above the limit of %" PRIu64,
+                         layer->src->name, layer->src->size, CHAIN_VIRTUAL_SIZE_MAX);
+    layer->attr =
+        (struct layer_attr){.virtual_size = round_up(layer->src->size, 512), .format = LAYER_RAW};
+    return CAIRN_OK;
+}
+
+static int open_qcow2(struct layer *layer, struct cairn_error *err)
+{
+    const struct qcow2_header *hdr;
+    int r = qcow2_image_open(layer->src, 0, &layer->image, err);
+
+    if (r != CAIRN_OK)
+        return r;
+    hdr = qcow2_image_header(layer->image);
+    layer->attr = (struct layer_attr){.virtual_size = qcow2_virtual_size(hdr),
+                                      .cluster_bits = (uint8_t)hdr->cluster_bits,
+                                      .format = LAYER_QCOW2,
+                                      .compression = hdr->compression_type};
+    return CAIRN_OK;
+}
+
+int layer_open(struct source *src, enum layer_format format, struct layer **ret_layer,
+               struct cairn_error *err)
+{
+    CLEANUP(layer_free_p) struct layer *layer = calloc(1, sizeof(*layer));
+    int r;
+
+    if (!layer)
+        return error_no_memory(err, "a layer");
+    layer->src = src;
+    r = format == LAYER_RAW ? open_raw(layer, err) : open_qcow2(layer, err);
+    if (r == CAIRN_OK)
+        *ret_layer = steal_ptr(layer);
+    return r;
+}
+
+const struct layer_attr *layer_get_attr(const struct layer *layer)
+{
+    return &layer->attr;
+}
+
+const struct digest *layer_recorded_parent(const struct layer *layer)
+{
+    const struct qcow2_header *hdr = layer->image ? qcow2_image_header(layer->image) : NULL;
+
+    return hdr && hdr->has_parent ? &hdr->parent : NULL;
+}
+
+int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_error *err)
+{
+    struct extent all = {.len = layer->attr.virtual_size, .kind = EXTENT_DATA};
+
+    if (layer->image)
+        return qcow2_image_scan(layer->image, fn, arg, err);
+    return all.len > 0 ? fn(arg, &all, err) : CAIRN_OK;
+}

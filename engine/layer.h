@@ -2,10 +2,11 @@
 /*
  * A layer: one immutable image, qcow2 or raw, as the chain index wants to see it.
  *
- * Opening a layer validates it (DESIGN 4.1): everything that a resolver must refuse is refused
- * here, by name, and whatever is accepted can be scanned and read without further checks of its
- * tables.  The format is what the caller says; it is never probed.  No file is ever opened
- * because an image names it.
+ * A layer is validated (DESIGN 4.1) in two steps that refuse with the same kind of message: opening
+ * looks at the header and at where the tables are, which costs one read; layer_scan looks at every
+ * entry of the L1 and L2 tables.  A layer that was scanned to its end once can be read by its
+ * extents without further checks; publishing one always scans it.  The format is what the caller
+ * says; it is never probed.  No file is ever opened because an image names it.
  */
 #ifndef ENGINE_LAYER_H
 #define ENGINE_LAYER_H
@@ -36,9 +37,9 @@ struct layer_attr {
 struct layer;
 
 /*
- * Open and validate.  src is borrowed and must outlive the layer.  Errors are CAIRN_E_CORRUPT,
- * _UNSUPPORTED or _LIMIT with a message that starts with the source's name and names the field
- * and its value, or what reading gave.
+ * Open and validate the header.  src is borrowed and must outlive the layer.  Errors are
+ * CAIRN_E_CORRUPT, _UNSUPPORTED or _LIMIT with a message that starts with the source's name and
+ * names the field and its value, or what reading gave.
  */
 int layer_open(struct source *src, enum layer_format format, struct layer **ret_layer,
                struct cairn_error *err);
@@ -58,8 +59,10 @@ const struct digest *layer_recorded_parent(const struct layer *layer);
 typedef int (*layer_extent_fn)(void *arg, const struct extent *e, struct cairn_error *err);
 
 /*
- * Scan the whole layer, reading each of its tables once.  Costs what the layer holds, and at most
- * two clusters of memory besides the L1 table.  Not thread-safe on one layer.
+ * Scan the whole layer and validate its L1 and L2 tables on the way, reading each once.  Errors are
+ * those of layer_open; extents before the wrong entry may have been handed out.  Every host range
+ * handed out begins inside the file and outside its metadata.  Costs what the layer holds; takes
+ * twice the L1 table's bytes and one cluster (or 256 KiB) of memory.  Not thread-safe on one layer.
  */
 int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_error *err);
 

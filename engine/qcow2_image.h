@@ -60,7 +60,7 @@ struct qcow2_header {
 };
 
 struct qcow2_snapshot {
-    char *id;   /* zero-terminated, may hold any bytes */
+    char *id; /* zero-terminated, may hold any bytes */
     char *name;
     uint64_t l1_table_offset;
     uint32_t l1_size;
