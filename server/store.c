@@ -1,1 +1,232 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The object store's front: picks the backend by URL and lets nothing through to it but keys,
+ * values and upload IDs of the documented form.  Every key that reaches a backend is therefore a
+ * relative path without surprises, whatever a request said.
+ */
+#include "store_backend.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+static bool valid_char(char c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
+}
+
+bool store_valid_name(const char *name, size_t len)
+{
+    if (len == 0 || len > STORE_NAME_MAX)
+        return false;
+    for (size_t i = 0; i < len; i++) {
+        if (!valid_char(name[i]))
+            return false;
+    }
+    return !(name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.')));
+}
+
+static bool reserved(const char *name, size_t len)
+{
+    static const char *const names[] = {"tmp", "locks", "uploads"};
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strlen(names[i]) == len && memcmp(names[i], name, len) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Are the first len bytes of key components with single slashes between them? */
+static bool valid_key(const char *key, size_t len)
+{
+    const char *p = key, *end = key + len;
+
+    if (len > STORE_KEY_MAX)
+        return false;
+    for (;;) {
+        const char *slash = memchr(p, '/', (size_t)(end - p));
+        size_t n = (size_t)((slash ? slash : end) - p);
+
+        if (!store_valid_name(p, n) || (p == key && reserved(p, n)))
+            return false;
+        if (!slash)
+            return true;
+        p = slash + 1;
+    }
+}
+
+static int check_key(const char *key, struct cairn_error *err)
+{
+    if (valid_key(key, strlen(key)))
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_USAGE, "'%.64s' is not a key of the store", key);
+}
+
+static int check_prefix(const char *prefix, struct cairn_error *err)
+{
+    size_t len = strlen(prefix);
+
+    if (len == 0 || (prefix[len - 1] == '/' && valid_key(prefix, len - 1)))
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_USAGE, "'%.64s' is not a prefix of the store's keys", prefix);
+}
+
+static int check_value(const char *key, const char *value, struct cairn_error *err)
+{
+    if (!value || strlen(value) <= STORE_VALUE_MAX)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_LIMIT, "value of %s has %zu bytes, limit %d", key, strlen(value),
+                     STORE_VALUE_MAX);
+}
+
+static int check_id(const char *id, struct cairn_error *err)
+{
+    if (strlen(id) == STORE_ID_LEN && strspn(id, "0123456789abcdef") == STORE_ID_LEN)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_NOT_FOUND, "no upload '%.*s'", STORE_UPLOAD_ID_MAX, id);
+}
+
+int store_random_hex(char *ret_hex, size_t nr, struct cairn_error *err)
+{
+    unsigned char bytes[32];
+
+    if (getrandom(bytes, nr / 2, 0) != (ssize_t)(nr / 2))
+        return error_set_errno(err, errno, "cannot get random bytes");
+    for (size_t i = 0; i < nr / 2; i++)
+        snprintf(ret_hex + 2 * i, 3, "%02x", bytes[i]);
+    return CAIRN_OK;
+}
+
+int store_open(const char *url, struct store **ret_store, struct cairn_error *err)
+{
+    if (strncmp(url, "fs:", 3) == 0 && url[3] != 0)
+        return store_fs_open(url + 3, ret_store, err);
+    return error_set(err, CAIRN_E_USAGE, "store '%s': expected fs:<dir>", url);
+}
+
+void store_close(struct store *store)
+{
+    if (store)
+        store->ops->close(store);
+}
+
+int store_put(struct store *store, const char *key, const void *buf, size_t len,
+              enum store_put_mode mode, struct cairn_error *err)
+{
+    int r = check_key(key, err);
+
+    return r ? r : store->ops->put(store, key, buf, len, mode, err);
+}
+
+int store_head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err)
+{
+    int r = check_key(key, err);
+
+    return r ? r : store->ops->head(store, key, ret_size, err);
+}
+
+int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf, size_t *ret_len,
+              struct cairn_error *err)
+{
+    int r = check_key(key, err);
+
+    return r ? r : store->ops->get(store, key, max_len, ret_buf, ret_len, err);
+}
+
+int store_open_source(struct store *store, const char *key, struct source **ret_src,
+                      struct cairn_error *err)
+{
+    int r = check_key(key, err);
+
+    return r ? r : store->ops->open_source(store, key, ret_src, err);
+}
+
+int store_open_fd(struct store *store, const char *key, int *ret_fd, uint64_t *ret_size,
+                  struct cairn_error *err)
+{
+    int r = check_key(key, err);
+
+    return r ? r : store->ops->open_fd(store, key, ret_fd, ret_size, err);
+}
+
+int store_delete(struct store *store, const char *key, struct cairn_error *err)
+{
+    int r = check_key(key, err);
+
+    return r ? r : store->ops->delete (store, key, err);
+}
+
+int store_list(struct store *store, const char *prefix, const char *after, store_list_fn fn,
+               void *arg, struct cairn_error *err)
+{
+    int r = check_prefix(prefix, err);
+
+    return r ? r : store->ops->list(store, prefix, after, fn, arg, err);
+}
+
+int store_cas(struct store *store, const char *key, const char *old_value, const char *new_value,
+              struct cairn_error *err)
+{
+    int r = check_key(key, err);
+
+    if (!r)
+        r = check_value(key, old_value, err);
+    if (!r)
+        r = check_value(key, new_value, err);
+    return r ? r : store->ops->cas(store, key, old_value, new_value, err);
+}
+
+int store_upload_new(struct store *store, const char *owner, char ret_id[STORE_UPLOAD_ID_MAX],
+                     struct cairn_error *err)
+{
+    int r;
+
+    if (strlen(owner) > STORE_NAME_MAX)
+        return error_set(err, CAIRN_E_USAGE, "owner '%.64s…' of an upload is too long", owner);
+    r = store_random_hex(ret_id, STORE_ID_LEN, err);
+    return r ? r : store->ops->upload_new(store, owner, ret_id, err);
+}
+
+int store_upload_size(struct store *store, const char *id, const char *owner, uint64_t *ret_size,
+                      struct cairn_error *err)
+{
+    int r = check_id(id, err);
+
+    return r ? r : store->ops->upload_size(store, id, owner, ret_size, err);
+}
+
+int store_upload_append(struct store *store, const char *id, uint64_t off, const void *buf,
+                        size_t len, struct cairn_error *err)
+{
+    int r = check_id(id, err);
+
+    return r ? r : store->ops->upload_append(store, id, off, buf, len, err);
+}
+
+int store_upload_read(struct store *store, const char *id, void *buf, size_t len, uint64_t off,
+                      struct cairn_error *err)
+{
+    int r = check_id(id, err);
+
+    return r ? r : store->ops->upload_read(store, id, buf, len, off, err);
+}
+
+int store_upload_commit(struct store *store, const char *id, uint64_t size, const char *key,
+                        struct cairn_error *err)
+{
+    int r = check_id(id, err);
+
+    if (!r)
+        r = check_key(key, err);
+    return r ? r : store->ops->upload_commit(store, id, size, key, err);
+}
+
+int store_upload_abort(struct store *store, const char *id, struct cairn_error *err)
+{
+    int r = check_id(id, err);
+
+    return r ? r : store->ops->upload_abort(store, id, err);
+}

@@ -5,7 +5,10 @@
  * behind the same calls.  All calls may block and may be made from any thread.  A call that
  * returned CAIRN_OK has made its effect durable.
  *
- * Keys are '/'-separated, each component of [A-Za-z0-9._-], not "." or "..", at most 1024 bytes.
+ * Keys are '/'-separated, each component of [A-Za-z0-9._-], not "." or "..", at most 255 bytes and
+ * at most 1024 in all; a key is never a prefix (up to a '/') of another.  The names `tmp`, `locks`
+ * and `uploads` at the top are the store's own.  Anything else is CAIRN_E_USAGE, so a key made from
+ * outside input is safe without further checks.
  */
 #ifndef SERVER_STORE_H
 #define SERVER_STORE_H
@@ -58,21 +61,31 @@ int store_list(struct store *store, const char *prefix, const char *after, store
 int store_cas(struct store *store, const char *key, const char *old_value, const char *new_value,
               struct cairn_error *err);
 
-/* -- Uploads: bytes that arrive in pieces and become an object in the end ---------------------- */
+/*
+ * -- Uploads: bytes that arrive in pieces and become an object in the end ----------------------
+ *
+ * One upload may be touched by several servers at once: calls that change it take turns.  Appends
+ * only ever extend it, so a size seen means bytes that stay as they are.
+ */
 
 #define STORE_UPLOAD_ID_MAX 64
-int store_upload_new(struct store *store, char ret_id[STORE_UPLOAD_ID_MAX], struct cairn_error *err);
-/* Bytes received so far; CAIRN_E_NOT_FOUND for an unknown (or malformed) ID. */
-int store_upload_size(struct store *store, const char *id, uint64_t *ret_size,
+/* owner is what the upload belongs to (a repository's name, at most 255 bytes). */
+int store_upload_new(struct store *store, const char *owner, char ret_id[STORE_UPLOAD_ID_MAX],
+                     struct cairn_error *err);
+/* Bytes received so far; CAIRN_E_NOT_FOUND for an ID that is unknown, malformed or somebody
+ * else's. */
+int store_upload_size(struct store *store, const char *id, const char *owner, uint64_t *ret_size,
                       struct cairn_error *err);
-/* off must be the size so far, else CAIRN_E_CONFLICT.  Durable only from commit on. */
+/* off must be the size so far, else CAIRN_E_CONFLICT; a failure leaves the upload as it was.
+ * Durable only from commit on. */
 int store_upload_append(struct store *store, const char *id, uint64_t off, const void *buf,
                         size_t len, struct cairn_error *err);
 /* Read back, for a digest that has to be computed anew after a restart. */
 int store_upload_read(struct store *store, const char *id, void *buf, size_t len, uint64_t off,
                       struct cairn_error *err);
-/* The upload becomes key (exists already: that is success, the bytes are the same) and ends. */
-int store_upload_commit(struct store *store, const char *id, const char *key,
+/* The upload, of exactly size bytes (else CAIRN_E_CONFLICT), becomes key (exists already: that is
+ * success, the bytes are the same) and ends. */
+int store_upload_commit(struct store *store, const char *id, uint64_t size, const char *key,
                         struct cairn_error *err);
 int store_upload_abort(struct store *store, const char *id, struct cairn_error *err);
 
