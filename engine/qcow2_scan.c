@@ -17,7 +17,7 @@
 #include "qcow2_scan.h"
 
 #include <inttypes.h>
-#include <string.h>
+#include <stdio.h>
 
 #include "bytes.h"
 
@@ -120,15 +120,14 @@ static int sort_l2_tables(struct scan *s, struct cairn_error *err)
 
 static int load_l1(struct scan *s, struct cairn_error *err)
 {
-    int r;
+    int r = CAIRN_OK;
 
     s->nr_l1 = qcow2_l1_needed(s->hdr);
     s->l1 = malloc((s->nr_l1 + 1) * sizeof(*s->l1));
     if (!s->l1)
         return error_no_memory(err, "the L1 table");
-    r = s->nr_l1 > 0
-            ? source_pread(s->src, s->l1, s->nr_l1 * sizeof(*s->l1), s->hdr->l1_table_offset, err)
-            : CAIRN_OK; /* then there may be no table at all */
+    if (s->nr_l1 > 0) /* else there may be no table at all */
+        r = source_pread(s->src, s->l1, s->nr_l1 * sizeof(*s->l1), s->hdr->l1_table_offset, err);
     if (r != CAIRN_OK)
         return r;
     for (size_t i = 0; i < s->nr_l1; i++) {

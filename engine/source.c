@@ -107,7 +107,7 @@ int source_from_fd(int fd, const char *name, struct source **ret_src, struct cai
     CLEANUP_CLOSE int owned = fd;
     size_t name_len = strlen(name) + 1;
     struct file_source *file;
-    uint64_t size;
+    uint64_t size = 0;
     int r = file_size(owned, name, &size, err);
 
     if (r != CAIRN_OK)
