@@ -24,12 +24,12 @@
 #include "layer.h"
 
 #define INDEX_SLICE_BITS 25
-#define INDEX_SLICE_SIZE ((uint64_t) 1 << INDEX_SLICE_BITS)
+#define INDEX_SLICE_SIZE ((uint64_t)1 << INDEX_SLICE_BITS)
 #define INDEX_NO_SLICE   UINT16_MAX /* L1: no layer has anything here */
 
 #define CHAIN_DEPTH_MAX 65535 /* an ordinal fits 16 bits with one value to spare for "none" */
 /* 2 bytes of L1 per 32 MiB: 16 MiB of L1 at this size. */
-#define CHAIN_VIRTUAL_SIZE_MAX ((uint64_t) 1 << 48)
+#define CHAIN_VIRTUAL_SIZE_MAX ((uint64_t)1 << 48)
 
 /*
  * One extent in 16 bytes, in host order in memory and little-endian in bytes:
@@ -57,15 +57,23 @@ struct index_totals {
                               what younger layers hide */
 };
 
+/* Holes from guest offset virtual_size on, up to the next end, are answered by layer. */
+struct index_end {
+    uint64_t virtual_size; /* of the layer below */
+    uint32_t layer;
+};
+
 struct index_l1 {
     atomic_uint refs;
     struct digest chain_id;
     uint32_t depth;
-    uint32_t nr_slices;        /* of the virtual size of the top layer, rounded up */
-    uint64_t virtual_size;     /* of the top layer */
+    uint32_t nr_slices;    /* of the virtual size of the top layer, rounded up */
+    uint64_t virtual_size; /* of the top layer */
     struct index_totals totals;
     struct layer_attr *layers; /* depth of them, base first */
     uint16_t *slices;          /* nr_slices ordinals, or INDEX_NO_SLICE */
+    uint32_t nr_ends;
+    struct index_end *ends; /* ascending; follows from layers, so that holes need no search */
 };
 
 struct index_l1 *index_l1_ref(struct index_l1 *l1);
@@ -124,14 +132,24 @@ int chain_map(const struct index_l1 *l1, const struct index_slices *slices, uint
               struct cairn_error *err);
 
 /*
- * Guest ranges in which two disks may differ: called in order with ranges that do not come from
- * the same bytes of the same layer on both sides and do not read as zeros on both; the extent
- * passed is the new side's (zeros past its end).  layers_a/b are layer digests by ordinal.
+ * Guest ranges in which disk b may differ from disk a: called in order with ranges that do not
+ * come from the same bytes of the same layer on both sides and do not read as zeros on both; the
+ * extent passed is b's (an EXTENT_ZERO past its end, as far as a reaches).  a_layers and b_layers
+ * are layer digests by ordinal.  Costs what differs: slices that both chains took over from a
+ * common prefix are not fetched.
  */
 int chain_diff(const struct index_l1 *a, const struct index_slices *a_slices,
                const struct digest *a_layers, const struct index_l1 *b,
                const struct index_slices *b_slices, const struct digest *b_layers,
                layer_extent_fn fn, void *arg, struct cairn_error *err);
+
+/* The same for [guest_off, guest_off + len) of the larger of the two disks, extents trimmed to it:
+ * for a caller that goes on piece by piece. */
+int chain_diff_range(const struct index_l1 *a, const struct index_slices *a_slices,
+                     const struct digest *a_layers, const struct index_l1 *b,
+                     const struct index_slices *b_slices, const struct digest *b_layers,
+                     uint64_t guest_off, uint64_t len, layer_extent_fn fn, void *arg,
+                     struct cairn_error *err);
 
 /* -- Bytes ----------------------------------------------------------------------------------- */
 
@@ -149,13 +167,13 @@ void index_key_slice(const struct digest *prefix_chain_id, uint32_t slice, char 
 int index_l1_encode(const struct index_l1 *l1, void **ret_buf, size_t *ret_len,
                     struct cairn_error *err);
 int index_slice_encode(const struct index_slice *slice, const struct digest *prefix_chain_id,
-                       uint32_t slice_nr, void **ret_buf, size_t *ret_len,
-                       struct cairn_error *err);
+                       uint32_t slice_nr, void **ret_buf, size_t *ret_len, struct cairn_error *err);
 
 /*
  * Decode and verify hostile bytes.  The L1 must bear chain_id.  A slice is checked against
  * everything that its invariants say for prefix ordinal of the L1 given (any L1 of a chain whose
- * first layers are that prefix); nothing is allocated beyond what buf's length justifies.
+ * first layers are that prefix).  Allocates at most what the largest L1 (17 MiB) or slice (1 MiB)
+ * takes, and that only behind a checksum that fits.
  */
 int index_l1_decode(const void *buf, size_t len, const struct digest *chain_id,
                     struct index_l1 **ret_l1, struct cairn_error *err);
@@ -183,7 +201,7 @@ CLEANUP_DEFINE(struct index_writer *, index_writer_free)
 struct index_reader;
 int index_reader_open(struct source *src, const struct digest *chain_id,
                       struct index_reader **ret_reader, struct cairn_error *err); /* src borrowed */
-struct index_l1 *index_reader_l1(struct index_reader *r); /* borrowed */
+struct index_l1 *index_reader_l1(struct index_reader *r);                         /* borrowed */
 /* CAIRN_E_NOT_FOUND if the container does not hold the slice.  prefix_chain_id is that of the
  * prefix that made it.  Thread-safe. */
 int index_reader_slice(struct index_reader *r, uint32_t slice_nr, uint32_t ordinal,
