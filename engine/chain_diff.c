@@ -142,10 +142,11 @@ static int compare(struct diff *diff, uint64_t guest_off, uint64_t end, struct c
     return CAIRN_OK;
 }
 
-int chain_diff(const struct index_l1 *a, const struct index_slices *a_slices,
-               const struct digest *a_layers, const struct index_l1 *b,
-               const struct index_slices *b_slices, const struct digest *b_layers,
-               layer_extent_fn fn, void *arg, struct cairn_error *err)
+int chain_diff_range(const struct index_l1 *a, const struct index_slices *a_slices,
+                     const struct digest *a_layers, const struct index_l1 *b,
+                     const struct index_slices *b_slices, const struct digest *b_layers,
+                     uint64_t guest_off, uint64_t len, layer_extent_fn fn, void *arg,
+                     struct cairn_error *err)
 {
     struct diff diff = {
         .a = {.l1 = a, .slices = a_slices, .layers = a_layers},
@@ -153,17 +154,28 @@ int chain_diff(const struct index_l1 *a, const struct index_slices *a_slices,
         .fn = fn,
         .arg = arg,
     };
-    uint64_t end = max_u64(a->virtual_size, b->virtual_size);
+    uint64_t end = guest_off + len;
 
     diff.nr_common = count_common(&diff.a, &diff.b);
-    for (uint64_t slice_nr = 0; slice_nr << INDEX_SLICE_BITS < end; slice_nr++) {
-        uint64_t start = slice_nr << INDEX_SLICE_BITS;
+    while (guest_off < end) {
+        uint64_t slice_nr = guest_off >> INDEX_SLICE_BITS;
+        uint64_t slice_end = min_u64(end, (slice_nr + 1) << INDEX_SLICE_BITS);
         int rc = CAIRN_OK;
 
         if (!same_slice(&diff, slice_nr))
-            rc = compare(&diff, start, min_u64(end, start + INDEX_SLICE_SIZE), err);
+            rc = compare(&diff, guest_off, slice_end, err);
         if (rc != CAIRN_OK)
             return rc;
+        guest_off = slice_end;
     }
     return report_found(&diff, err);
+}
+
+int chain_diff(const struct index_l1 *a, const struct index_slices *a_slices,
+               const struct digest *a_layers, const struct index_l1 *b,
+               const struct index_slices *b_slices, const struct digest *b_layers,
+               layer_extent_fn fn, void *arg, struct cairn_error *err)
+{
+    return chain_diff_range(a, a_slices, a_layers, b, b_slices, b_layers, 0,
+                            max_u64(a->virtual_size, b->virtual_size), fn, arg, err);
 }

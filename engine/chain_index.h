@@ -143,8 +143,8 @@ int chain_diff(const struct index_l1 *a, const struct index_slices *a_slices,
                const struct index_slices *b_slices, const struct digest *b_layers,
                layer_extent_fn fn, void *arg, struct cairn_error *err);
 
-/* The same for [guest_off, guest_off + len) of the larger of the two disks, extents trimmed to it:
- * for a caller that goes on piece by piece. */
+/* The same for [guest_off, guest_off + len), which lies in the larger of the two disks, extents
+ * trimmed to it: for a caller that stops in fn and goes on behind what it got. */
 int chain_diff_range(const struct index_l1 *a, const struct index_slices *a_slices,
                      const struct digest *a_layers, const struct index_l1 *b,
                      const struct index_slices *b_slices, const struct digest *b_layers,
