@@ -21,12 +21,18 @@ struct disks_options {
 
 int disks_new(struct store *store, const struct disks_options *options, struct disks **ret_disks,
               struct cairn_error *err);
+/* All requests have ended, and all replies were sent. */
 void disks_free(struct disks *disks);
+CLEANUP_DEFINE(struct disks *, disks_free)
 
 /*
  * Validate the chain of a disk's manifest and store its index, durably: called by PUT of a
  * manifest, after it found every blob in the repository and before the manifest is stored.
  * Costs what the layers that no stored prefix covers hold.
+ *
+ * Errors, all with the layer's digest in their message where they are about one: CAIRN_E_NOT_FOUND
+ * a blob is missing, _CORRUPT, _UNSUPPORTED a layer is refused, _LIMIT too deep or too large,
+ * _CONFLICT a layer's recorded parent is not the chain below it.
  */
 int disks_publish(struct disks *disks, const struct manifest *m, struct cairn_error *err);
 

@@ -5,6 +5,9 @@
  * libmicrohttpd's threads only parse and send: every request is suspended, its handler runs on a
  * worker thread, where it may block, and the connection is resumed with the reply.  A handler
  * sees one request and fills in one reply; it never sees libmicrohttpd.
+ *
+ * Bodies of POST, PUT and PATCH are collected in memory up to a limit, or streamed: what the
+ * route's begin function decides, before any of the body is read.
  */
 #ifndef SERVER_HTTP_H
 #define SERVER_HTTP_H
@@ -12,8 +15,10 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include <stddef.h>
+#include <stdint.h>
+
 #include "error.h"
-#include "store.h"
 
 enum http_method {
     HTTP_GET = 1,
@@ -32,8 +37,30 @@ const char *http_path(const struct http_request *req); /* percent-decoded once, 
 const char *http_request_id(const struct http_request *req);
 const char *http_header(const struct http_request *req, const char *name); /* NULL: absent */
 const char *http_query(const struct http_request *req, const char *name);  /* decoded; NULL: absent */
-/* The whole body of a route that asks for it (http_route.body_max). */
+/* The collected body (http_route.body_max, http_collect_body); empty if there is none. */
 const void *http_body(const struct http_request *req, size_t *ret_len);
+/* The length that the request's headers state for its body; false if they do not (chunked). */
+bool http_content_length(const struct http_request *req, uint64_t *ret_len);
+
+/* -- What a begin function may ask for, in place of a reply ------------------------------------ */
+
+/* Collect the body, at most max bytes; more is 413. */
+void http_collect_body(struct http_request *req, size_t max);
+
+/*
+ * Hand the body over piece by piece: piece is called on workers, one call at a time and in order.
+ * When it fails, that becomes the reply (http_reply_failure), and the rest of the body is dropped.
+ * Otherwise the route's handle function is called behind the last piece.  free is called once,
+ * whatever happens, also when the client goes away in mid-body.
+ */
+struct http_sink {
+    int (*piece)(void *ctx, const void *buf, size_t len, struct cairn_error *err);
+    void (*free)(void *ctx);
+    void *ctx;
+};
+void http_stream_body(struct http_request *req, const struct http_sink *sink);
+/* The ctx of that sink; NULL if there was none. */
+void *http_sink_ctx(const struct http_request *req);
 
 /* -- Replies: exactly one of these per request (the last one counts), plus headers. ------------ */
 
@@ -63,12 +90,27 @@ void http_reply_stream(struct http_reply *reply, unsigned status, const char *co
                        const struct http_stream *stream, uint64_t len);
 
 /*
+ * The same for a body whose length nobody knows beforehand: sent chunked.  read fills at most len
+ * bytes and says how many; 0 ends the body.
+ */
+struct http_chunks {
+    int (*read)(void *ctx, void *buf, size_t len, size_t *ret_len, struct cairn_error *err);
+    void (*free)(void *ctx);
+    void *ctx;
+};
+void http_reply_chunked(struct http_reply *reply, unsigned status, const char *content_type,
+                        const struct http_chunks *chunks);
+
+/*
  * {"errors":[{"code","message","detail"}]} (OCI distribution specification, "Error Codes").
  * http_reply_failure takes status and code from the one table that maps cairn codes.
  */
 void http_reply_error(struct http_reply *reply, unsigned status, const char *oci_code,
                       const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 void http_reply_failure(struct http_reply *reply, const struct cairn_error *err);
+
+/* 405, with the methods (or-ed) that the resource does have. */
+void http_reply_methods(struct http_reply *reply, unsigned methods);
 
 /* -- Ranges (RFC 9110, section 14) ---------------------------------------------------------------- */
 
@@ -81,5 +123,44 @@ enum http_range http_range(const struct http_request *req, uint64_t size, const 
                            uint64_t *ret_off, uint64_t *ret_len);
 /* Does If-None-Match name etag (with its quotes)?  Then 304. */
 bool http_not_modified(const struct http_request *req, const char *etag);
+
+/* The same over header values, for tests; NULL stands for an absent header. */
+enum http_range http_range_parse(const char *range, const char *if_range, uint64_t size,
+                                 const char *etag, uint64_t *ret_off, uint64_t *ret_len);
+bool http_etag_listed(const char *if_none_match, const char *etag);
+
+/* -- The server ----------------------------------------------------------------------------------- */
+
+struct http_route {
+    const char *path; /* exact; with a '/' at its end: that and everything below */
+    unsigned methods; /* or-ed; others get 405 with Allow */
+    size_t body_max;  /* of a body that is collected; larger ones are 413 */
+    /* May be NULL.  Called on a worker for POST, PUT and PATCH before the body is read: fills in a
+     * reply (then the body is not wanted and handle is not called), or asks for the body with one of
+     * the functions above, or does neither. */
+    void (*begin)(void *ctx, struct http_request *req, struct http_reply *reply);
+    void (*handle)(void *ctx, const struct http_request *req, struct http_reply *reply);
+    void *ctx;
+};
+
+struct http_options {
+    const char *listen; /* addr:port, [v6]:port; port 0: any that is free */
+    unsigned threads;   /* of libmicrohttpd */
+    unsigned workers;
+    unsigned max_connections;
+    unsigned connection_timeout_s;
+    size_t connection_memory;
+};
+
+struct http_server;
+
+/* routes are tried in order; they and what they point to must outlive the server. */
+int http_server_start(const struct http_options *options, const struct http_route *routes,
+                      size_t nr_routes, struct http_server **ret_server, struct cairn_error *err);
+/* The address listened on, with the actual port. */
+const char *http_server_address(const struct http_server *server);
+/* Accept nothing new, finish the requests in flight, at most for timeout_ms (the rest is cut), and
+ * free everything.  NULL is allowed. */
+void http_server_stop(struct http_server *server, unsigned timeout_ms);
 
 #endif

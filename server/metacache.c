@@ -1,1 +1,388 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The metadata cache: process memory over a row of lower tiers.
+ *
+ * Memory is two struct caches, one of L1s and one of slices: sharded, bounded, one fetch for all
+ * who miss one key.  A fetch asks the lower tiers from the top; the first that answers fills those
+ * above it.  Fetches wait for each other in one direction only, towards shorter prefixes: what an
+ * entry of prefix k is built from belongs to prefixes below k.
+ */
+#include "metacache.h"
+
+#include <stdatomic.h>
+
+#include "cache.h"
+#include "metacache_tier.h"
+
+#define NR_TIERS_MAX 4
+
+/* L1s and open index objects get one part each in so many of the bytes; slices get the rest. */
+#define SMALL_SHARE 8
+
+struct tier {
+    struct metacache_tier is;
+    atomic_uint_fast64_t hits, misses, bad;
+};
+
+struct metacache {
+    struct cache *l1s;
+    struct cache *slices;
+    struct tier tiers[NR_TIERS_MAX];
+    unsigned nr_tiers; /* the last is the rebuild */
+    struct index_store *index_store;
+    atomic_uint_fast64_t fills;
+};
+
+/* -- Memory
+ * ----------------------------------------------------------------------------------------- */
+
+static void *l1_ref(void *l1)
+{
+    return index_l1_ref(l1);
+}
+
+static void l1_unref(void *l1)
+{
+    index_l1_unref(l1);
+}
+
+static size_t l1_cost(const void *l1)
+{
+    return index_l1_bytes(l1);
+}
+
+static const struct cache_type l1_type = {.ref = l1_ref, .unref = l1_unref, .cost = l1_cost};
+
+static void *slice_ref(void *slice)
+{
+    return index_slice_ref(slice);
+}
+
+static void slice_unref(void *slice)
+{
+    index_slice_unref(slice);
+}
+
+static size_t slice_cost(const void *slice)
+{
+    return index_slice_bytes(slice);
+}
+
+static const struct cache_type slice_type = {
+    .ref = slice_ref,
+    .unref = slice_unref,
+    .cost = slice_cost,
+};
+
+/* -- Lower tiers
+ * ------------------------------------------------------------------------------------ */
+
+/* One value that is looked for; slice_nr only if l1 is given. */
+struct look_up {
+    struct metacache *cache;
+    const struct meta_chain *chain;
+    uint32_t ordinal;
+    const struct index_l1 *l1; /* NULL: the L1 itself is looked for */
+    uint32_t slice_nr;
+};
+
+static const struct digest *prefix_id(const struct look_up *look)
+{
+    return &look->chain->chain_ids[look->ordinal];
+}
+
+static int tier_get(struct tier *tier, const struct look_up *look, void **ret_value,
+                    struct cairn_error *err)
+{
+    struct index_slice *slice;
+    struct index_l1 *l1;
+    int code;
+
+    if (look->l1) {
+        code = tier->is.get_slice(tier->is.ctx, look->chain, look->l1, look->ordinal,
+                                  look->slice_nr, &slice, err);
+        if (code == CAIRN_OK)
+            *ret_value = slice;
+    } else {
+        code = tier->is.get_l1(tier->is.ctx, look->chain, look->ordinal, &l1, err);
+        if (code == CAIRN_OK)
+            *ret_value = l1;
+    }
+    if (code == CAIRN_OK) {
+        atomic_fetch_add(&tier->hits, 1);
+    } else {
+        atomic_fetch_add(&tier->misses, 1);
+        if (code != CAIRN_E_NOT_FOUND)
+            atomic_fetch_add(&tier->bad, 1);
+    }
+    return code;
+}
+
+static void tier_put(struct tier *tier, const struct look_up *look, const void *value)
+{
+    if (look->l1 && tier->is.put_slice)
+        tier->is.put_slice(tier->is.ctx, prefix_id(look), look->slice_nr, value);
+    else if (!look->l1 && tier->is.put_l1)
+        tier->is.put_l1(tier->is.ctx, value);
+}
+
+/* Ask the first nr_tiers of the lower tiers, in order. */
+static int ask_tiers(const struct look_up *look, unsigned nr_tiers, void **ret_value,
+                     struct cairn_error *err)
+{
+    struct metacache *cache = look->cache;
+    int code = CAIRN_E_NOT_FOUND;
+    unsigned i;
+
+    for (i = 0; i < nr_tiers; i++) {
+        code = tier_get(&cache->tiers[i], look, ret_value, err);
+        if (code == CAIRN_OK)
+            break;
+    }
+    if (code != CAIRN_OK)
+        return code;
+    atomic_fetch_add(&cache->fills, 1);
+    while (i-- > 0)
+        tier_put(&cache->tiers[i], look, *ret_value);
+    return CAIRN_OK;
+}
+
+static int fetch(void *arg, void **ret_value, struct cairn_error *err)
+{
+    const struct look_up *look = arg;
+
+    return ask_tiers(look, look->cache->nr_tiers, ret_value, err);
+}
+
+/* -- Looking up
+ * --------------------------------------------------------------------------------------- */
+
+static struct cache_key l1_key(const struct digest *chain_id)
+{
+    return (struct cache_key){.digest = *chain_id};
+}
+
+static struct cache_key slice_key(const struct digest *prefix_chain_id, uint32_t slice_nr)
+{
+    return (struct cache_key){.digest = *prefix_chain_id, .sub = slice_nr};
+}
+
+static int check_ordinal(const struct meta_chain *chain, uint32_t ordinal, struct cairn_error *err)
+{
+    if (ordinal < chain->depth)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_CORRUPT, "chain index: prefix %u of a chain of %u layers",
+                     ordinal, chain->depth);
+}
+
+int metacache_l1(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                 struct index_l1 **ret_l1, struct cairn_error *err)
+{
+    struct look_up look = {.cache = cache, .chain = chain, .ordinal = ordinal};
+    int code = check_ordinal(chain, ordinal, err);
+    struct cache_key key;
+    void *value;
+
+    if (code != CAIRN_OK)
+        return code;
+    key = l1_key(prefix_id(&look));
+    code = cache_get(cache->l1s, &key, fetch, &look, &value, err);
+    if (code == CAIRN_OK)
+        *ret_l1 = value;
+    return code;
+}
+
+int metacache_slice(struct metacache *cache, const struct meta_chain *chain,
+                    const struct index_l1 *l1, uint32_t ordinal, uint32_t slice,
+                    struct index_slice **ret_slice, struct cairn_error *err)
+{
+    struct look_up look = {
+        .cache = cache,
+        .chain = chain,
+        .ordinal = ordinal,
+        .l1 = l1,
+        .slice_nr = slice,
+    };
+    int code = check_ordinal(chain, ordinal, err);
+    struct cache_key key;
+    void *value;
+
+    if (code != CAIRN_OK)
+        return code;
+    key = slice_key(prefix_id(&look), slice);
+    code = cache_get(cache->slices, &key, fetch, &look, &value, err);
+    if (code == CAIRN_OK)
+        *ret_slice = value;
+    return code;
+}
+
+/*
+ * As fetch, but without the rebuild, and so without the flights of those who may be in it: the
+ * builder would wait for itself.
+ */
+static int find(const struct look_up *look, struct cache *memory, const struct cache_key *key,
+                void **ret_value, struct cairn_error *err)
+{
+    int code;
+
+    *ret_value = cache_peek(memory, key);
+    if (*ret_value)
+        return CAIRN_OK;
+    code = ask_tiers(look, look->cache->nr_tiers - 1, ret_value, err);
+    if (code == CAIRN_OK)
+        cache_put(memory, key, *ret_value);
+    return code;
+}
+
+int metacache_find_l1(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                      struct index_l1 **ret_l1, struct cairn_error *err)
+{
+    struct look_up look = {.cache = cache, .chain = chain, .ordinal = ordinal};
+    struct cache_key key = l1_key(prefix_id(&look));
+    void *value;
+    int code = find(&look, cache->l1s, &key, &value, err);
+
+    if (code == CAIRN_OK)
+        *ret_l1 = value;
+    return code;
+}
+
+int metacache_find_slice(struct metacache *cache, const struct meta_chain *chain,
+                         const struct index_l1 *l1, uint32_t ordinal, uint32_t slice,
+                         struct index_slice **ret_slice, struct cairn_error *err)
+{
+    struct look_up look = {
+        .cache = cache,
+        .chain = chain,
+        .ordinal = ordinal,
+        .l1 = l1,
+        .slice_nr = slice,
+    };
+    struct cache_key key = slice_key(prefix_id(&look), slice);
+    void *value;
+    int code = find(&look, cache->slices, &key, &value, err);
+
+    if (code == CAIRN_OK)
+        *ret_slice = value;
+    return code;
+}
+
+/* -- Filling
+ * ------------------------------------------------------------------------------------------ */
+
+void metacache_fill_l1(struct metacache *cache, struct index_l1 *l1)
+{
+    struct cache_key key = l1_key(&l1->chain_id);
+
+    cache_put(cache->l1s, &key, l1);
+    for (unsigned i = 0; i < cache->nr_tiers; i++) {
+        const struct metacache_tier *tier = &cache->tiers[i].is;
+
+        if (tier->put_l1)
+            tier->put_l1(tier->ctx, l1);
+    }
+}
+
+void metacache_fill_slice(struct metacache *cache, const struct digest *prefix_chain_id,
+                          uint32_t slice_nr, struct index_slice *slice)
+{
+    struct cache_key key = slice_key(prefix_chain_id, slice_nr);
+
+    cache_put(cache->slices, &key, slice);
+    for (unsigned i = 0; i < cache->nr_tiers; i++) {
+        const struct metacache_tier *tier = &cache->tiers[i].is;
+
+        if (tier->put_slice)
+            tier->put_slice(tier->ctx, prefix_chain_id, slice_nr, slice);
+    }
+}
+
+int metacache_nr_stored(struct metacache *cache, const struct meta_chain *chain,
+                        uint32_t *ret_nr_prefixes, struct cairn_error *err)
+{
+    return index_store_nr_stored(cache->index_store, chain, chain->depth, ret_nr_prefixes, err);
+}
+
+int metacache_build(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                    struct layer *layer, struct cairn_error *err)
+{
+    return index_store_build(cache->index_store, chain, ordinal, layer, err);
+}
+
+/* -- Life and figures
+ * ----------------------------------------------------------------------------------- */
+
+static void add_tier(struct metacache *cache, struct metacache_tier tier)
+{
+    cache->tiers[cache->nr_tiers++].is = tier;
+}
+
+int metacache_new(size_t max_bytes, struct store *store, struct metacache **ret_cache,
+                  struct cairn_error *err)
+{
+    CLEANUP(metacache_free_p) struct metacache *cache = calloc(1, sizeof(*cache));
+    size_t small = max_bytes / SMALL_SHARE;
+    int code;
+
+    if (!cache)
+        return error_no_memory(err, "the metadata cache");
+    code = cache_new(&l1_type, small, &cache->l1s, err);
+    if (code == CAIRN_OK)
+        code = cache_new(&slice_type, max_bytes - 2 * small, &cache->slices, err);
+    if (code == CAIRN_OK)
+        code = index_store_new(cache, store, small, &cache->index_store, err);
+    if (code != CAIRN_OK)
+        return code;
+    add_tier(cache, index_store_tier(cache->index_store));
+    add_tier(cache, index_rebuild_tier(cache->index_store));
+    *ret_cache = steal_ptr(cache);
+    return CAIRN_OK;
+}
+
+void metacache_free(struct metacache *cache)
+{
+    if (!cache)
+        return;
+    for (unsigned i = 0; i < cache->nr_tiers; i++)
+        if (cache->tiers[i].is.free)
+            cache->tiers[i].is.free(cache->tiers[i].is.ctx);
+    index_store_free(cache->index_store);
+    cache_free(cache->slices);
+    cache_free(cache->l1s);
+    free(cache);
+}
+
+void metacache_get_stats(struct metacache *cache, struct metacache_stats *ret_stats)
+{
+    struct cache_stats l1s, slices;
+
+    cache_get_stats(cache->l1s, &l1s);
+    cache_get_stats(cache->slices, &slices);
+    *ret_stats = (struct metacache_stats){
+        .hits = l1s.hits + slices.hits,
+        .misses = l1s.misses + slices.misses,
+        .fills = atomic_load(&cache->fills),
+        .evictions = l1s.evictions + slices.evictions,
+        .bytes = l1s.cost + slices.cost,
+        .entries = l1s.entries + slices.entries,
+        .waits = l1s.waits + slices.waits,
+    };
+    index_store_count(cache->index_store, &ret_stats->builds, &ret_stats->write_failures);
+}
+
+bool metacache_get_tier_stats(struct metacache *cache, unsigned nr,
+                              struct metacache_tier_stats *ret_stats)
+{
+    struct tier *tier;
+
+    if (nr >= cache->nr_tiers)
+        return false;
+    tier = &cache->tiers[nr];
+    *ret_stats = (struct metacache_tier_stats){
+        .name = tier->is.name,
+        .hits = atomic_load(&tier->hits),
+        .misses = atomic_load(&tier->misses),
+        .bad = atomic_load(&tier->bad),
+    };
+    return true;
+}

@@ -5,7 +5,11 @@
  * Look-ups go down the tiers: process memory (bounded in bytes, LRU), then each lower tier, in
  * order, and what is found below is filled in above.  Today's lower tiers are the store's index
  * object and the rebuild from the layers' tables; Redis joins as one more between memory and
- * store.  Everybody who misses one entry at the same time waits for one fetch.
+ * store (metacache_tier.h).  Everybody who misses one entry at the same time waits for one fetch.
+ *
+ * Whatever a tier holds is derived from the layers: a value that is missing, altered, cut or
+ * unreadable is counted and looked for further down, and the index object that it came from is
+ * built anew and replaced.  Thread-safe.
  */
 #ifndef SERVER_METACACHE_H
 #define SERVER_METACACHE_H
@@ -23,21 +27,56 @@ struct meta_chain {
 };
 
 struct metacache;
-struct metacache_tier; /* see metacache.c: name, get and put for L1s and slices */
 
 int metacache_new(size_t max_bytes, struct store *store, struct metacache **ret_cache,
                   struct cairn_error *err);
 void metacache_free(struct metacache *cache);
+CLEANUP_DEFINE(struct metacache *, metacache_free)
 
 /* The L1 of prefix ordinal (0 = base) of a chain; a reference is handed over. */
 int metacache_l1(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
                  struct index_l1 **ret_l1, struct cairn_error *err);
-int metacache_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
-                    uint32_t slice, struct index_slice **ret_slice, struct cairn_error *err);
+/* A slice as made at prefix ordinal.  l1 is any L1 of the chain that has this prefix: what a lower
+ * tier answers is checked against it. */
+int metacache_slice(struct metacache *cache, const struct meta_chain *chain,
+                    const struct index_l1 *l1, uint32_t ordinal, uint32_t slice,
+                    struct index_slice **ret_slice, struct cairn_error *err);
+
+/* -- Publishing
+ * ------------------------------------------------------------------------------------ */
+
+/*
+ * How many prefixes of a chain have an index object, counted from the base.  Index objects are
+ * made from the base up, so a few look-ups tell, also for a chain of which nothing is stored.
+ */
+int metacache_nr_stored(struct metacache *cache, const struct meta_chain *chain,
+                        uint32_t *ret_nr_prefixes, struct cairn_error *err);
+
+/*
+ * Build prefix ordinal from its opened layer, store its index object durably, and put its parts
+ * into the memory tier.  Prefixes below are taken from where they are found, or built.
+ */
+int metacache_build(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                    struct layer *layer, struct cairn_error *err);
+
+/* -- Figures
+ * ---------------------------------------------------------------------------------------- */
 
 struct metacache_stats {
-    uint64_t hits, misses, fills, evictions, bytes, entries;
+    uint64_t hits, misses, fills, evictions, bytes, entries; /* of the memory tier */
+    uint64_t waits;          /* misses that waited for somebody else's fetch */
+    uint64_t builds;         /* index objects built */
+    uint64_t write_failures; /* index objects that could not be stored */
 };
 void metacache_get_stats(struct metacache *cache, struct metacache_stats *ret_stats);
+
+/* The lower tiers, top first; false if there is no tier nr. */
+struct metacache_tier_stats {
+    const char *name;
+    uint64_t hits, misses;
+    uint64_t bad; /* of the misses: found, but altered, cut or unreadable */
+};
+bool metacache_get_tier_stats(struct metacache *cache, unsigned nr,
+                              struct metacache_tier_stats *ret_stats);
 
 #endif

@@ -25,6 +25,13 @@ void registry_handle(struct registry *registry, const struct http_request *req,
 #define REGISTRY_KEY_MAX 512
 char *registry_blob_key(const struct digest *d, char key[REGISTRY_KEY_MAX]);
 
+/*
+ * The digest of the manifest that a ref names now, without reading the manifest: a tag is looked up
+ * anew each time, and the manifest must (still) be in the repository.  CAIRN_E_NOT_FOUND if not.
+ */
+int registry_resolve(struct store *store, const struct ref *ref, struct digest *ret_digest,
+                     struct cairn_error *err);
+
 /* The manifest that a ref names, parsed; ret_digest (may be NULL) is the manifest's. */
 int registry_find_manifest(struct store *store, const struct ref *ref,
                            struct manifest **ret_manifest, struct digest *ret_digest,

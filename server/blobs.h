@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Layer blobs, opened for reading: a source named after the layer, and a file descriptor where the
+ * store has one.  Open blobs are shared by all disks and bounded in number, so that a chain of
+ * 65,535 layers does not take as many descriptors.  Thread-safe.
+ */
+#ifndef SERVER_BLOBS_H
+#define SERVER_BLOBS_H
+
+#include <stdatomic.h>
+
+#include "digest.h"
+#include "source.h"
+#include "store.h"
+
+struct blob {
+    atomic_uint refs;
+    struct source *src; /* named `layer sha256:…` */
+    int fd;             /* the source's, for sendfile; -1: the store has none */
+};
+
+/* Open a blob by itself.  CAIRN_E_NOT_FOUND if the store does not have it. */
+int blob_open(struct store *store, const struct digest *digest, struct blob **ret_blob,
+              struct cairn_error *err);
+void blob_unref(struct blob *blob);
+CLEANUP_DEFINE(struct blob *, blob_unref)
+
+/* The open blobs of a process: at most max_open that nobody uses at the moment. */
+struct blobs;
+int blobs_new(struct store *store, unsigned max_open, struct blobs **ret_blobs,
+              struct cairn_error *err);
+void blobs_free(struct blobs *blobs);
+CLEANUP_DEFINE(struct blobs *, blobs_free)
+
+/* A blob, open already or opened now; a reference is handed over. */
+int blobs_get(struct blobs *blobs, const struct digest *digest, struct blob **ret_blob,
+              struct cairn_error *err);
+
+#endif

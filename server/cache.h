@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A cache of shared, reference-counted things: bounded, least recently used goes first, and
+ * everybody who misses one key at the same time waits for one fetch.  Thread-safe; no lock is held
+ * while something is fetched or released.
+ */
+#ifndef SERVER_CACHE_H
+#define SERVER_CACHE_H
+
+#include "digest.h"
+#include "error.h"
+
+struct cache;
+
+struct cache_key {
+    struct digest digest;
+    uint32_t sub; /* tells apart what one digest has several of */
+};
+
+/* What the values are.  ref returns its argument. */
+struct cache_type {
+    void *(*ref)(void *value);
+    void (*unref)(void *value);
+    size_t (*cost)(const void *value); /* constant for a value, in the unit of max_cost */
+};
+
+/* max_cost 0 keeps nothing, and still makes one fetch of many. */
+int cache_new(const struct cache_type *type, size_t max_cost, struct cache **ret_cache,
+              struct cairn_error *err);
+/* Nobody may use the cache any more; values that others hold references to live on. */
+void cache_free(struct cache *cache);
+CLEANUP_DEFINE(struct cache *, cache_free)
+
+/* Makes the value of a key; a reference is handed over. */
+typedef int (*cache_fetch_fn)(void *arg, void **ret_value, struct cairn_error *err);
+
+/*
+ * The value of key, from the cache, from a fetch under way, or from fetch; a reference is handed
+ * over.  A failed fetch is everybody's who waited for it, and nobody's after that.  A fetch may use
+ * the cache for other keys as long as keys wait for each other in one direction.
+ */
+int cache_get(struct cache *cache, const struct cache_key *key, cache_fetch_fn fetch, void *arg,
+              void **ret_value, struct cairn_error *err);
+
+/* The value if it is there, with a reference, else NULL. */
+void *cache_peek(struct cache *cache, const struct cache_key *key);
+/* Put value in (a reference of the cache's own is taken) unless key has one already. */
+void cache_put(struct cache *cache, const struct cache_key *key, void *value);
+/* Drop key if it still holds value: it turned out to be bad. */
+void cache_drop(struct cache *cache, const struct cache_key *key, const void *value);
+
+struct cache_stats {
+    uint64_t hits;      /* answered from what was there */
+    uint64_t misses;    /* not there */
+    uint64_t waits;     /* of the misses: waited for somebody else's fetch */
+    uint64_t evictions; /* made room for others */
+    uint64_t cost, entries;
+};
+void cache_get_stats(struct cache *cache, struct cache_stats *ret_stats);
+
+#endif

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * HEAD and GET …/data: the guest's bytes, with one Range (RFC 9110, section 14).
+ *
+ * A range that lies in one piece in one layer's file goes out by sendfile; everything else is read
+ * through the chain's index as the client takes it.
+ */
+#include "disks_internal.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+
+#include "checked.h"
+
+#define DATA_TYPE "application/octet-stream"
+
+/* A guest range on its way out. */
+struct data {
+    struct disk *disk;
+    uint64_t guest_off; /* of the body's first byte */
+};
+
+static int data_read(void *ctx, void *buf, size_t len, uint64_t off, struct cairn_error *err)
+{
+    const struct data *d = ctx;
+    struct chain_reader reader = disk_reader(d->disk);
+
+    return chain_read(&reader, buf, len, d->guest_off + off, err);
+}
+
+static void data_free(void *ctx)
+{
+    struct data *d = ctx;
+
+    disk_unref(d->disk);
+    free(d);
+}
+
+static void reply_stream(const struct disk_request *rq, unsigned status, uint64_t guest_off,
+                         uint64_t len)
+{
+    struct data *d = malloc(sizeof(*d));
+    struct http_stream stream = {.read = data_read, .free = data_free, .ctx = d};
+    struct cairn_error err;
+
+    if (!d) {
+        error_no_memory(&err, "a data stream");
+        http_reply_failure(rq->reply, &err);
+        return;
+    }
+    *d = (struct data){.disk = disk_ref(rq->disk), .guest_off = guest_off};
+    http_reply_stream(rq->reply, status, DATA_TYPE, &stream, len);
+}
+
+/*
+ * If the range is one run of plain data inside the file of one layer (what lies past the file's end
+ * reads as zeros, and sendfile cannot send those): a descriptor of the file, for the caller to
+ * close, and where the run begins.  -1 if not.
+ */
+static int one_piece(const struct disk_request *rq, uint64_t guest_off, uint64_t len, int *ret_fd,
+                     uint64_t *ret_host_off, struct cairn_error *err)
+{
+    struct disk *disk = rq->disk;
+    struct index_slices slices = disk_slices(disk);
+    CLEANUP(blob_unref_p) struct blob *blob = NULL;
+    struct extent first;
+    size_t nr;
+    int code;
+
+    *ret_fd = -1;
+    if (len == 0 || http_method(rq->http) == HTTP_HEAD)
+        return CAIRN_OK;
+    code = chain_map(disk->l1, &slices, guest_off, len, &first, 1, &nr, err);
+    if (code != CAIRN_OK || nr == 0 || first.len < len || first.kind != EXTENT_DATA)
+        return code;
+    code = blobs_get(disk->disks->blobs, &disk->layers[first.layer], &blob, err);
+    if (code != CAIRN_OK || blob->fd < 0 || !range_in(first.host_off, len, blob->src->size))
+        return code;
+    *ret_fd = fcntl(blob->fd, F_DUPFD_CLOEXEC, 0);
+    *ret_host_off = first.host_off;
+    return CAIRN_OK; /* without a descriptor to spare it is read */
+}
+
+static void reply_range(const struct disk_request *rq, unsigned status, uint64_t guest_off,
+                        uint64_t len)
+{
+    struct cairn_error err;
+    uint64_t host_off;
+    int fd;
+
+    if (one_piece(rq, guest_off, len, &fd, &host_off, &err) != CAIRN_OK)
+        http_reply_failure(rq->reply, &err);
+    else if (fd >= 0)
+        http_reply_fd(rq->reply, status, DATA_TYPE, fd, host_off, len);
+    else
+        reply_stream(rq, status, guest_off, len);
+}
+
+void disks_reply_data(const struct disk_request *rq)
+{
+    uint64_t size = rq->disk->l1->virtual_size;
+    uint64_t off = 0, len = size;
+
+    http_reply_header(rq->reply, "Accept-Ranges", "bytes");
+    switch (http_range(rq->http, size, rq->disk->etag, &off, &len)) {
+    case HTTP_RANGE_NONE:
+        reply_range(rq, 200, 0, size);
+        break;
+    case HTTP_RANGE_PARTIAL:
+        http_reply_header(rq->reply, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64, off,
+                          off + len - 1, size);
+        reply_range(rq, 206, off, len);
+        break;
+    case HTTP_RANGE_UNSATISFIABLE:
+        http_reply_header(rq->reply, "Content-Range", "bytes */%" PRIu64, size);
+        http_reply_error(rq->reply, 416, "RANGE_INVALID",
+                         "Range: %s is not within the disk's %" PRIu64 " bytes",
+                         http_header(rq->http, "Range"), size);
+        break;
+    }
+}
