@@ -79,6 +79,40 @@ end_step() {
     [[ -z $step_pid ]] || { kill "$step_pid" && wait "$step_pid"; } 2>/dev/null || true
 }
 
+# need_kernel LOG: Debian's cloud kernel for the guests that tests boot, unpacked in .cache/kernel;
+# not installed, for no boot loader is to hear of it.
+need_kernel() {
+    local log=$1 folder=$cairn_root/.cache/kernel
+    [[ ! -f $folder/vmlinuz && $(dpkg --print-architecture) == amd64 ]] || return 0
+    if ! run_step "$log" fetch_kernel "$folder"; then
+        tail -n 20 "$log" >&2
+        die "cannot fetch the package linux-image-cloud-amd64 (see above)"
+    fi
+}
+
+fetch_kernel() {
+    local folder=$1 package
+    package=$(kernel_package)
+    if [[ -z $package ]] && ((EUID == 0)); then
+        apt-get -q update
+        package=$(kernel_package)
+    fi
+    rm -rf "$folder.new"
+    mkdir -p "$folder.new"
+    cd "$folder.new"
+    apt-get -q download "$package"
+    dpkg-deb -x ./*.deb unpacked
+    mv unpacked/boot/vmlinuz-* vmlinuz
+    mv unpacked/lib/modules modules
+    rm -rf unpacked ./*.deb
+    mv "$folder.new" "$folder"
+}
+
+kernel_package() {
+    apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1
+}
+
 # build_cairn PRESET LOG [TARGET…]
 build_cairn() {
     local preset=$1 log=$2

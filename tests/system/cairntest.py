@@ -8,6 +8,7 @@ it said, and the logs of the programs that were running.
 """
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import http.client
@@ -471,6 +472,13 @@ def flatten(suite):
             yield item
 
 
+def private_home():
+    """What the client remembers for its user lives and ends with this process."""
+    home = tempfile.mkdtemp(prefix="home")
+    os.environ.update(HOME=home, XDG_STATE_HOME=f"{home}/state", XDG_CACHE_HOME=f"{home}/cache")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+
+
 def end_orphans():
     """What daemonised below this process and was not ended by its test."""
     for pid in children(os.getpid()):
@@ -484,6 +492,7 @@ def main():
     parser.add_argument("--report", help="append one JSON line for each test to this file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, raise_interrupt)
+    private_home()
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, so that orphans are ours
     suite = unittest.defaultTestLoader.loadTestsFromModule(sys.modules["__main__"])
     wanted = [test for test in flatten(suite)

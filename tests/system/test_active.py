@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The active layer under random work, over the NBD socket and by itself, with and without being
+killed in the middle: content against a mirror, the image against qemu-img check."""
+
+import json
+import threading
+
+import qemu
+from cairntest import (BUILD, CAIRN, Case, KIB, MIB, SEED, first_difference, main, run, scaled,
+                       seeded)
+from nbdclient import NbdClient
+
+SECTOR = 512
+
+
+class Mirror:
+    """What a disk must hold.  Since the last flush a sector may hold any of what it was given."""
+
+    def __init__(self, content):
+        self.now = bytearray(content)
+        self.pending = {}  # sector number: values that it may have besides the present one
+
+    def will_change(self, offset, data):
+        first, last = offset // SECTOR, (offset + len(data) - 1) // SECTOR
+        for sector in range(first, last + 1):
+            start = sector * SECTOR
+            self.pending.setdefault(sector, set()).add(bytes(self.now[start:start + SECTOR]))
+        self.now[offset:offset + len(data)] = data
+
+    def learn(self, offset, data):
+        """What a trim left: for each sector what was there, or zeros."""
+        for start in range(0, len(data), SECTOR):
+            new, old = data[start:start + SECTOR], self.now[offset + start:offset + start + SECTOR]
+            assert new == old or not any(new), f"after a trim, at {offset + start:#x}"
+        self.will_change(offset, data)
+
+    def flushed(self):
+        self.pending.clear()
+
+    def after_crash(self, found):
+        """Check what came back, and take it for what there is."""
+        expected = bytearray(self.now)
+        for sector, values in self.pending.items():
+            start = sector * SECTOR
+            value = found[start:start + SECTOR]
+            if value in values:
+                expected[start:start + SECTOR] = value
+        difference = first_difference(found, bytes(expected))
+        assert difference is None, f"after a crash: {difference}"
+        self.now = bytearray(found)
+        self.pending.clear()
+
+
+class Workload:
+    """Random operations of one client on one disk."""
+
+    def __init__(self, rng, client, mirror):
+        self.rng, self.client, self.mirror = rng, client, mirror
+
+    def random_range(self):
+        size = len(self.mirror.now)
+        unit = self.rng.choice((1, SECTOR, SECTOR, 4 * KIB, 4 * KIB, 4 * KIB, 128 * KIB))
+        length = min(self.rng.randint(1, 64) * unit, 256 * KIB)
+        # Half of it in a small area, so that things are written again and again.
+        limit = size if self.rng.random() < 0.5 else size // 16
+        start = self.rng.randrange(0, limit - length + 1) // unit * unit
+        return start, length
+
+    def step(self):
+        kind = self.rng.choices(("write", "read", "zero", "trim", "flush"), (10, 5, 2, 2, 1))[0]
+        start, length = self.random_range()
+        if kind == "write":
+            data = self.rng.randbytes(length)
+            self.mirror.will_change(start, data)
+            self.client.write(start, data, fua=self.rng.random() < 0.05)
+        elif kind == "read":
+            difference = first_difference(self.client.read(start, length),
+                                          bytes(self.mirror.now[start:start + length]))
+            assert difference is None, f"read of {start:#x}+{length:#x}: {difference}"
+        elif kind == "zero":
+            self.mirror.will_change(start, bytes(length))
+            self.client.zero(start, length, may_unmap=self.rng.random() < 0.5)
+        elif kind == "trim":
+            start, length = start & -SECTOR, (length + SECTOR - 1) & -SECTOR
+            self.mirror.will_change(start, self.mirror.now[start:start + length])
+            for sector in range(start // SECTOR, (start + length) // SECTOR):
+                self.mirror.pending[sector].add(bytes(SECTOR))
+            self.client.trim(start, length)
+            self.mirror.learn(start, self.client.read(start, length))
+        else:
+            self.client.flush()
+            self.mirror.flushed()
+
+
+def with_backing(active, chain):
+    """An active layer on the local files of its chain, for qemu-img."""
+    def node(path):
+        return {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}}
+    return "json:" + json.dumps(dict(node(active), backing=node(chain)))
+
+
+class ActiveLayer(Case):
+    def setUp(self):
+        super().setUp()
+        self.rng = seeded(self.id())
+
+    def make_disk(self, size):
+        """A server with a chain of two layers; the chain's top and the guest's bytes."""
+        source = self.tmp / "source"
+        source.write_bytes(self.rng.randbytes(3 * MIB))
+        base, top = self.tmp / "base.qcow2", self.tmp / "top.qcow2"
+        qemu.img("create", "-q", "-f", "qcow2", base, size)
+        qemu.io(base, f"write -q -s {source} 0 {size // 2}")
+        qemu.img("create", "-q", "-f", "qcow2", "-b", base.name, "-F", "qcow2", top)
+        qemu.io(top, f"write -q -s {source} {size // 4 + 512} {size // 4}")
+        self.server = self.cairnd()
+        self.server.push(top, "vm:v1")
+        return top, qemu.convert(top, self.tmp / "oracle.raw")
+
+    def attach_disk(self):
+        return self.attach(self.server, "vm:v1", "--disk", self.tmp / "disk")
+
+    def assert_same_as_qemu_reads(self, top, mirror):
+        active, expected = self.tmp / "disk" / "active.qcow2", self.tmp / "mirror.raw"
+        expected.write_bytes(mirror.now)
+        qemu.compare(with_backing(active, top), expected, "-F", "raw")
+
+    def test_random_operations_over_nbd(self):
+        top, content = self.make_disk(24 * MIB)
+        disk, mirror = self.attach_disk(), Mirror(content)
+        client = NbdClient(disk.socket)
+        work = Workload(self.rng, client, mirror)
+        for _ in range(scaled(500, 4000, 100000)):
+            work.step()
+        client.close()
+        disk.stop()
+        qemu.check(self.tmp / "disk" / "active.qcow2")
+        self.assert_same_as_qemu_reads(top, mirror)
+
+    def test_killed_at_random_points(self):
+        """SIGKILL to the process that holds the disk; then the same folder is attached again."""
+        top, content = self.make_disk(24 * MIB)
+        mirror = Mirror(content)
+        for number in range(scaled(3, 15, 300)):
+            disk = self.attach_disk()
+            self.work_until_killed(disk, mirror)
+            qemu.check(self.tmp / "disk" / "active.qcow2", leaks_allowed=True)
+            with self.subTest(kill=number):
+                disk = self.attach_disk()
+                client = NbdClient(disk.socket)
+                mirror.after_crash(client.read(0, len(mirror.now)))
+                client.close()
+                disk.stop()
+                qemu.check(self.tmp / "disk" / "active.qcow2", leaks_allowed=True)
+        self.assert_same_as_qemu_reads(top, mirror)
+        self.server.cairn("snapshot", self.tmp / "disk", "vm:v2")
+        self.assertIsNone(first_difference(self.server.http.data("vm:v2"), bytes(mirror.now)))
+
+    def work_until_killed(self, disk, mirror):
+        client = NbdClient(disk.socket)
+        work = Workload(self.rng, client, mirror)
+        killer = threading.Timer(self.rng.uniform(0.02, 0.8), disk.crash)
+        killer.start()
+        try:
+            while True:
+                work.step()
+        except ConnectionError:
+            pass
+        finally:
+            killer.join()
+            client.close()
+
+    def test_second_attach_of_a_folder_is_refused(self):
+        self.make_disk(4 * MIB)
+        self.attach_disk()
+        said = self.server.cairn("attach", "vm:v1", "--disk", self.tmp / "disk", code=1).stderr
+        self.assertIn(str(self.tmp / "disk"), said.decode())
+
+    def test_active_layer_does_not_open_without_its_chain(self):
+        """A tool that does not know better fails instead of reading zeros."""
+        self.make_disk(4 * MIB)
+        disk = self.attach_disk()
+        client = NbdClient(disk.socket)
+        client.write(0, b"x" * 4096)
+        client.close()
+        disk.stop()
+        result = qemu.img("compare", self.tmp / "disk" / "active.qcow2",
+                          self.tmp / "oracle.raw", code=None)
+        self.assertEqual(result.code, 2, result.describe())
+        self.assertIn(b"cairn", result.stderr)
+
+
+if __name__ == "__main__":
+    main()
