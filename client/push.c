@@ -1,1 +1,220 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Pushing a local chain: digests, the blobs that are missing, the manifest.
+ *
+ * Which blobs are missing is found from the top down, and the search ends at the first that is
+ * there: a chain is pushed base first, so what lies below a layer that the repository has is almost
+ * always there, too, and a push costs what is new, however deep the chain.  "Almost" is settled by
+ * the service, which looks for every blob when the manifest is put: if it misses one, all are
+ * looked for, and the manifest is put again.
+ *
+ * A file must not change between the reading of its digest and the end of its upload; its times are
+ * compared, and the service compares the digest with the bytes it got.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "checked.h"
+#include "client.h"
+#include "local_chain.h"
+#include "quote.h"
+#include "user_state.h"
+
+#define READ_BYTES ((size_t)1 << 20)
+
+struct push {
+    struct cairn_client *client;
+    struct ref ref;
+    struct local_chain *chain;
+    struct manifest_layer *layers;
+};
+
+/* -- Digests -------------------------------------------------------------------------------- */
+
+static int hash_source(struct push *p, struct source *src, const struct progress *progress,
+                       struct digest *ret_digest, struct cairn_error *err)
+{
+    CLEANUP(hasher_free_p) struct hasher *hasher = NULL;
+    CLEANUP_FREE char *buf = malloc(READ_BYTES);
+    int ret = buf ? hasher_new(&hasher, err) : error_no_memory(err, "a buffer");
+
+    for (uint64_t off = 0; ret == CAIRN_OK && off < src->size;) {
+        size_t len = (size_t)min_u64(READ_BYTES, src->size - off);
+
+        ret = source_pread(src, buf, len, off, err);
+        if (ret == CAIRN_OK)
+            ret = progress_at(p->client, progress, off, err);
+        if (ret == CAIRN_OK)
+            hasher_update(hasher, buf, len);
+        off += len;
+    }
+    if (ret == CAIRN_OK)
+        hasher_finish(hasher, ret_digest);
+    return ret;
+}
+
+static int hash_layer(struct push *p, const struct local_layer *layer,
+                      const struct progress *progress, struct digest *ret_digest,
+                      struct cairn_error *err)
+{
+    CLEANUP(source_free_p) struct source *src = NULL;
+    int ret;
+
+    if (digest_cache_get(&layer->st, ret_digest))
+        return CAIRN_OK;
+    ret = local_layer_open(layer, &src, err);
+    if (ret == CAIRN_OK)
+        ret = hash_source(p, src, progress, ret_digest, err);
+    if (ret == CAIRN_OK)
+        ret = local_layer_check(layer, err);
+    if (ret == CAIRN_OK)
+        digest_cache_put(&layer->st, ret_digest);
+    return ret;
+}
+
+static int hash_chain(struct push *p, struct cairn_error *err)
+{
+    struct progress progress = {.what = "digest"};
+
+    for (uint32_t i = 0; i < p->chain->depth; i++)
+        progress.total += p->chain->layers[i].size;
+    for (uint32_t i = 0; i < p->chain->depth; i++) {
+        const struct local_layer *layer = &p->chain->layers[i];
+        int ret = hash_layer(p, layer, &progress, &p->layers[i].digest, err);
+
+        if (ret != CAIRN_OK)
+            return ret;
+        p->layers[i].size = layer->size;
+        p->layers[i].format = layer->format;
+        progress.done += layer->size;
+    }
+    return CAIRN_OK;
+}
+
+/* -- Blobs ---------------------------------------------------------------------------------- */
+
+/* The layer above the highest one that is there. */
+static int find_missing(struct push *p, uint32_t *ret_first, struct cairn_error *err)
+{
+    uint32_t first = p->chain->depth;
+
+    while (first > 0) {
+        bool has;
+        int ret = client_has_blob(p->client, p->ref.repo, &p->layers[first - 1].digest, &has, err);
+
+        if (ret != CAIRN_OK)
+            return ret;
+        if (has)
+            break;
+        first--;
+    }
+    *ret_first = first;
+    return CAIRN_OK;
+}
+
+static int upload_layer(struct push *p, uint32_t ordinal, const struct progress *progress,
+                        struct cairn_error *err)
+{
+    const struct local_layer *layer = &p->chain->layers[ordinal];
+    const struct digest *d = &p->layers[ordinal].digest;
+    CLEANUP(source_free_p) struct source *src = NULL;
+    struct cairn_error changed;
+    int ret = local_layer_open(layer, &src, err);
+
+    if (ret == CAIRN_OK)
+        ret = client_upload(p->client, p->ref.repo, src, d, NULL, progress, err);
+    if (ret != CAIRN_E_CORRUPT)
+        return ret;
+    /* The service got bytes of another digest: the file changed, or what we remembered is wrong. */
+    digest_cache_drop(&layer->st);
+    if (local_layer_check(layer, &changed) == CAIRN_OK)
+        return ret;
+    if (err)
+        *err = changed;
+    return CAIRN_E_CONFLICT;
+}
+
+/* Upload layers first and above: all of them, or those that the repository does not have. */
+static int upload_from(struct push *p, uint32_t first, bool look, struct cairn_error *err)
+{
+    struct progress progress = {.what = "push"};
+    bool has = false;
+
+    for (uint32_t i = first; i < p->chain->depth; i++)
+        progress.total += p->layers[i].size;
+    for (uint32_t i = first; i < p->chain->depth; i++) {
+        const struct digest *d = &p->layers[i].digest;
+        int ret = look ? client_has_blob(p->client, p->ref.repo, d, &has, err) : CAIRN_OK;
+
+        if (ret == CAIRN_OK && !has)
+            ret = upload_layer(p, i, &progress, err);
+        if (ret != CAIRN_OK)
+            return ret;
+        progress.done += p->layers[i].size;
+    }
+    return progress_at(p->client, &progress, 0, err);
+}
+
+/* -- The whole ------------------------------------------------------------------------------ */
+
+static int publish(struct push *p, struct digest *ret_digest, struct cairn_error *err)
+{
+    CLEANUP(manifest_free_p) struct manifest *m = NULL;
+    uint32_t first;
+    int ret = manifest_new(p->layers, p->chain->depth, &m, err);
+
+    if (ret == CAIRN_OK)
+        ret = find_missing(p, &first, err);
+    if (ret == CAIRN_OK)
+        ret = upload_from(p, first, false, err);
+    if (ret == CAIRN_OK)
+        ret = client_put_manifest(p->client, &p->ref, m, ret_digest, err);
+    if ((ret != CAIRN_E_NOT_FOUND && ret != CAIRN_E_CORRUPT) || first == 0)
+        return ret;
+    /* Perhaps a blob was missing below one that was there. */
+    ret = upload_from(p, 0, true, err);
+    if (ret == CAIRN_OK)
+        ret = client_put_manifest(p->client, &p->ref, m, ret_digest, err);
+    return ret;
+}
+
+static int format_result(const struct push *p, const struct digest *d, char **ret_ref,
+                         struct cairn_error *err)
+{
+    struct ref by_digest = p->ref;
+    char text[REF_STR_MAX];
+
+    by_digest.tag[0] = 0;
+    by_digest.digest = *d;
+    *ret_ref = strdup(ref_format(&by_digest, text));
+    return *ret_ref ? CAIRN_OK : error_no_memory(err, "a name");
+}
+
+int cairn_push(struct cairn_client *client, const char *file, const char *format, const char *ref,
+               char **ret_ref, struct cairn_error *err)
+{
+    CLEANUP(local_chain_free_p) struct local_chain *chain = NULL;
+    CLEANUP_FREE struct manifest_layer *layers = NULL;
+    struct push p = {.client = client};
+    struct digest digest;
+    int ret = ref_parse(ref, &p.ref, err);
+
+    if (ret != CAIRN_OK)
+        return ret;
+    if (!p.ref.tag[0])
+        return error_set(err, CAIRN_E_USAGE, "%s names a digest; push to a tag, REPO:TAG", ref);
+    ret = local_chain_open(file, format, &chain, err);
+    if (ret != CAIRN_OK)
+        return ret;
+    layers = calloc(chain->depth, sizeof(*layers));
+    if (!layers)
+        return error_no_memory(err, "the chain");
+    p.chain = chain;
+    p.layers = layers;
+    ret = hash_chain(&p, err);
+    if (ret == CAIRN_OK)
+        ret = publish(&p, &digest, err);
+    if (ret == CAIRN_OK)
+        ret = format_result(&p, &digest, ret_ref, err);
+    return ret;
+}

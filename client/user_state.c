@@ -170,3 +170,11 @@ void digest_cache_put(const struct stat *st, const struct digest *d)
         unlink(temporary);
     close(fd);
 }
+
+void digest_cache_drop(const struct stat *st)
+{
+    char path[TEXT_MAX];
+
+    if (digest_path(st, path))
+        unlink(path);
+}

@@ -43,5 +43,6 @@ void upload_state_close(struct upload_state *state);
  */
 bool digest_cache_get(const struct stat *st, struct digest *ret_digest);
 void digest_cache_put(const struct stat *st, const struct digest *d);
+void digest_cache_drop(const struct stat *st);
 
 #endif

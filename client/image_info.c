@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What an image says of itself, as JSON: also of an image that Cairn refuses as a layer, with the
+ * reason.
+ *
+ * Names inside images are bytes.  In JSON they are UTF-8 where they are UTF-8, else each byte that
+ * is not printable ASCII becomes \xNN; whoever prints them escapes control characters again.
+ */
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cairn.h"
+#include "local_chain.h"
+#include "qcow2.h"
+#include "qcow2_image.h"
+
+static void json_decref_p(json_t **json)
+{
+    json_decref(*json);
+}
+
+static json_t *escaped_bytes(const uint8_t *bytes, size_t len)
+{
+    CLEANUP_FREE char *text = malloc(4 * len + 1);
+    size_t n = 0;
+
+    if (!text)
+        return NULL;
+    for (size_t i = 0; i < len; i++)
+        if (bytes[i] >= ' ' && bytes[i] <= '~')
+            text[n++] = (char)bytes[i];
+        else
+            n += (size_t)sprintf(text + n, "\\x%02x", bytes[i]);
+    return json_stringn(text, n);
+}
+
+static json_t *bytes_to_json(const void *bytes, size_t len)
+{
+    json_t *text = json_stringn(bytes ? bytes : "", len); /* NULL unless it is UTF-8 */
+
+    return text ? text : escaped_bytes(bytes, len);
+}
+
+static json_t *number(uint64_t n)
+{
+    return n > INT64_MAX ? json_real((double)n) : json_integer((json_int_t)n);
+}
+
+/* -- Features ------------------------------------------------------------------------------- */
+
+static const char *known_feature(unsigned type, unsigned bit)
+{
+    static const char *const names[3][5] = {
+        {"dirty bit", "corrupt bit", "external data file", "compression type",
+         "extended L2 entries"},
+        {"lazy refcounts"},
+        {"bitmaps", "raw external data"},
+    };
+
+    return bit < 5 ? names[type][bit] : NULL;
+}
+
+/* The name of a feature bit: ours, else the one that the image's own table gives it. */
+static json_t *feature_to_json(const struct qcow2_header *h, unsigned type, unsigned bit)
+{
+    const char *known = known_feature(type, bit);
+    json_t *name = NULL;
+
+    if (known)
+        name = json_string(known);
+    for (uint32_t i = 0; !name && i < h->nr_features; i++)
+        if (h->features[i].type == type && h->features[i].bit == bit)
+            name = bytes_to_json(h->features[i].name, strlen(h->features[i].name));
+    return json_pack("{s:i, s:o, s:b}", "bit", (int)bit, "name", name ? name : json_string(""),
+                     "known", known != NULL);
+}
+
+static json_t *features_to_json(const struct qcow2_header *h, unsigned type, uint64_t bits)
+{
+    json_t *list = json_array();
+
+    for (unsigned bit = 0; bit < 64; bit++)
+        if (bits >> bit & 1)
+            json_array_append_new(list, feature_to_json(h, type, bit));
+    return list;
+}
+
+static json_t *all_features(const struct qcow2_header *h)
+{
+    return json_pack(
+        "{s:o, s:o, s:o}", "incompatible",
+        features_to_json(h, QCOW2_FEATURE_INCOMPATIBLE, h->incompatible_features), "compatible",
+        features_to_json(h, QCOW2_FEATURE_COMPATIBLE, h->compatible_features), "autoclear",
+        features_to_json(h, QCOW2_FEATURE_AUTOCLEAR, h->autoclear_features));
+}
+
+/* -- The header ----------------------------------------------------------------------------- */
+
+static const char *compression_name(uint8_t type)
+{
+    return type == LAYER_DEFLATE ? "zlib" : type == LAYER_ZSTD ? "zstd" : "unknown";
+}
+
+static const char *crypt_name(uint32_t method)
+{
+    static const char *const names[] = {"none", "aes", "luks"};
+
+    return method < 3 ? names[method] : "unknown";
+}
+
+static json_t *header_to_json(const struct qcow2_header *h)
+{
+    return json_pack(
+        "{s:I, s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:b}", "version",
+        (json_int_t)h->version, "clusterSize", (json_int_t)1 << h->cluster_bits, "virtualSize",
+        number(h->size), "headerLength", (json_int_t)h->header_length, "l1Size",
+        (json_int_t)h->l1_size, "l1TableOffset", (json_int_t)h->l1_table_offset,
+        "refcountTableOffset", (json_int_t)h->refcount_table_offset, "refcountTableClusters",
+        (json_int_t)h->refcount_table_clusters, "refcountBits", (json_int_t)1 << h->refcount_order,
+        "compression", compression_name(h->compression_type), "encryption",
+        crypt_name(h->crypt_method), "extendedL2",
+        (h->incompatible_features & QCOW2_INCOMPAT_EXTL2) != 0);
+}
+
+static void add_extension(json_t *list, uint32_t type, const char *name, uint64_t len)
+{
+    char hex[16];
+
+    snprintf(hex, sizeof(hex), "0x%08" PRIx32, type);
+    json_array_append_new(
+        list, json_pack("{s:s, s:s, s:I}", "type", hex, "name", name, "length", (json_int_t)len));
+}
+
+static json_t *extensions_to_json(const struct qcow2_header *h)
+{
+    json_t *list = json_array();
+
+    if (h->backing_format.len)
+        add_extension(list, QCOW2_EXT_BACKING_FORMAT, "backing format", h->backing_format.len);
+    if (h->nr_features)
+        add_extension(list, QCOW2_EXT_FEATURE_NAMES, "feature names",
+                      (uint64_t)h->nr_features * QCOW2_FEATURE_ENTRY_LEN);
+    if (h->has_bitmaps)
+        add_extension(list, QCOW2_EXT_BITMAPS, "bitmaps", QCOW2_EXT_BITMAPS_LEN);
+    if (h->has_crypto_header)
+        add_extension(list, QCOW2_EXT_CRYPTO_HEADER, "encryption header", QCOW2_EXT_CRYPTO_LEN);
+    if (h->data_file.len)
+        add_extension(list, QCOW2_EXT_DATA_FILE, "external data file", h->data_file.len);
+    if (h->has_parent)
+        add_extension(list, QCOW2_EXT_CAIRN_PARENT, "cairn parent", QCOW2_CAIRN_PARENT_LEN);
+    return list;
+}
+
+/* What the image stands on, in its own words: none of these names is opened. */
+static void add_references(json_t *root, const struct qcow2_header *h)
+{
+    char parent[DIGEST_STR_MAX];
+
+    if (h->backing_file.len)
+        json_object_set_new(root, "backingFile",
+                            bytes_to_json(h->backing_file.data, h->backing_file.len));
+    if (h->backing_format.len)
+        json_object_set_new(root, "backingFormat",
+                            bytes_to_json(h->backing_format.data, h->backing_format.len));
+    if (h->data_file.len)
+        json_object_set_new(root, "dataFile", bytes_to_json(h->data_file.data, h->data_file.len));
+    if (h->has_parent)
+        json_object_set_new(root, "parent", json_string(digest_format(&h->parent, parent)));
+}
+
+/* -- Snapshots and bitmaps ------------------------------------------------------------------ */
+
+static json_t *snapshot_to_json(const struct qcow2_snapshot *s)
+{
+    return json_pack(
+        "{s:o, s:o, s:I, s:I, s:o, s:o, s:o}", "id", bytes_to_json(s->id, strlen(s->id)), "name",
+        bytes_to_json(s->name, strlen(s->name)), "dateSeconds", (json_int_t)s->date_sec,
+        "dateNanoseconds", (json_int_t)s->date_nsec, "vmClockNanoseconds", number(s->vm_clock_nsec),
+        "vmStateSize", number(s->vm_state_size), "virtualSize", number(s->disk_size));
+}
+
+static int add_snapshots(json_t *root, struct qcow2_image *image, struct cairn_error *err)
+{
+    const struct qcow2_snapshot *snapshots;
+    json_t *list = json_array();
+    uint32_t nr;
+    int ret = qcow2_image_snapshots(image, &snapshots, &nr, err);
+
+    for (uint32_t i = 0; ret == CAIRN_OK && i < nr; i++)
+        json_array_append_new(list, snapshot_to_json(&snapshots[i]));
+    json_object_set_new(root, "snapshots", list);
+    return ret;
+}
+
+static json_t *bitmap_to_json(const struct qcow2_bitmap *b)
+{
+    return json_pack("{s:o, s:I, s:b, s:b}", "name", bytes_to_json(b->name, strlen(b->name)),
+                     "granularity",
+                     b->granularity_bits < 63 ? (json_int_t)1 << b->granularity_bits : 0, "inUse",
+                     (int)(b->flags & 1), "auto", (int)(b->flags >> 1 & 1));
+}
+
+static int add_bitmaps(json_t *root, struct qcow2_image *image, struct cairn_error *err)
+{
+    const struct qcow2_bitmap *bitmaps;
+    json_t *list = json_array();
+    uint32_t nr;
+    int ret = qcow2_image_bitmaps(image, &bitmaps, &nr, err);
+
+    for (uint32_t i = 0; ret == CAIRN_OK && i < nr; i++)
+        json_array_append_new(list, bitmap_to_json(&bitmaps[i]));
+    json_object_set_new(root, "bitmaps", list);
+    return ret;
+}
+
+/* -- The whole ------------------------------------------------------------------------------ */
+
+/* Would the image do as a layer?  If not, "refused" says why. */
+static void add_verdict(json_t *root, struct source *src, enum layer_format format)
+{
+    CLEANUP(layer_free_p) struct layer *layer = NULL;
+    struct cairn_error err;
+
+    if (layer_open(src, format, &layer, &err) != CAIRN_OK)
+        json_object_set_new(root, "refused", bytes_to_json(err.message, strlen(err.message)));
+}
+
+static void note_unreadable(json_t *root, const char *what, const struct cairn_error *err)
+{
+    json_object_set_new(root, what, bytes_to_json(err->message, strlen(err->message)));
+}
+
+static int describe_qcow2(json_t *root, struct source *src, struct cairn_error *err)
+{
+    CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
+    CLEANUP(json_decref_p) json_t *header = NULL;
+    const struct qcow2_header *h;
+    struct cairn_error trouble;
+    int ret = qcow2_image_open(src, QCOW2_OPEN_INFO, &image, err);
+
+    if (ret != CAIRN_OK)
+        return ret;
+    h = qcow2_image_header(image);
+    header = header_to_json(h);
+    if (!header || json_object_update(root, header) != 0)
+        return error_no_memory(err, "JSON");
+    json_object_set_new(root, "features", all_features(h));
+    json_object_set_new(root, "extensions", extensions_to_json(h));
+    add_references(root, h);
+    if (add_snapshots(root, image, &trouble) != CAIRN_OK)
+        note_unreadable(root, "snapshotsUnreadable", &trouble);
+    if (add_bitmaps(root, image, &trouble) != CAIRN_OK)
+        note_unreadable(root, "bitmapsUnreadable", &trouble);
+    add_verdict(root, src, LAYER_QCOW2);
+    return CAIRN_OK;
+}
+
+int cairn_image_info(const char *file, const char *format_name, char **ret_json,
+                     struct cairn_error *err)
+{
+    CLEANUP(source_free_p) struct source *src = NULL;
+    CLEANUP(json_decref_p) json_t *root = NULL;
+    enum layer_format format;
+    struct stat st;
+    int ret = local_format(file, format_name, &format, err);
+
+    if (ret == CAIRN_OK)
+        ret = local_open(file, &src, &st, err);
+    if (ret != CAIRN_OK)
+        return ret;
+    root = json_pack("{s:o, s:s, s:o, s:o}", "file", bytes_to_json(file, strlen(file)), "format",
+                     format == LAYER_RAW ? "raw" : "qcow2", "fileSize", number(src->size),
+                     "allocatedBytes", number((uint64_t)st.st_blocks * 512));
+    if (!root)
+        return error_no_memory(err, "JSON");
+    if (format == LAYER_QCOW2)
+        ret = describe_qcow2(root, src, err);
+    else
+        json_object_set_new(root, "virtualSize", number((src->size + 511) / 512 * 512));
+    if (ret != CAIRN_OK)
+        return ret;
+    *ret_json = json_dumps(root, JSON_COMPACT);
+    return *ret_json ? CAIRN_OK : error_no_memory(err, "JSON");
+}
