@@ -60,9 +60,10 @@ typedef int (*layer_extent_fn)(void *arg, const struct extent *e, struct cairn_e
 
 /*
  * Scan the whole layer and validate its L1 and L2 tables on the way, reading each once.  Errors are
- * those of layer_open; extents before the wrong entry may have been handed out.  Every host range
- * handed out begins inside the file and outside its metadata.  Costs what the layer holds; takes
- * twice the L1 table's bytes and one cluster (or 256 KiB) of memory.  Not thread-safe on one layer.
+ * those of layer_open; extents before the wrong entry may have been handed out.  Every host cluster
+ * handed out begins inside the file (a subcluster of it may not) and is no metadata.  Costs what
+ * the layer holds; takes twice the L1 table's bytes and one cluster (or 256 KiB) of memory.  Not
+ * thread-safe on one layer.
  */
 int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_error *err);
 

@@ -5,7 +5,7 @@
  *
  * Every entry that describes a part of the guest's disk is validated before it is believed, and a
  * wrong one ends the scan.  What is handed out therefore names host clusters that begin inside the
- * file and outside its metadata.  Work and memory are bounded by the file: an L2 table lies
+ * file and are no metadata.  Work and memory are bounded by the file: an L2 table lies
  * wholly inside it and belongs to one L1 entry, so no extent costs less than half a byte of file.
  *
  * Neighbours merge in one pending extent, whatever table they come from.  Metadata is compared
