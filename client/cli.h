@@ -6,9 +6,23 @@
 #ifndef CLIENT_CLI_H
 #define CLIENT_CLI_H
 
+#include <jansson.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "cairn.h"
+
+/* -- Subcommands: one row each in the table of cli.c ---------------------------------------------
+ */
+
+struct cli_command {
+    const char *name;     /* "push", "image create" */
+    const char *operands; /* "FILE REF" */
+    const char *summary;  /* one line */
+    int (*run)(int argc, char **argv);
+};
+/* The row of a name, or NULL. */
+const struct cli_command *cli_command(const char *name);
 
 int cli_push(int argc, char **argv);
 int cli_pull(int argc, char **argv);
@@ -21,15 +35,16 @@ int cli_ls(int argc, char **argv);
 int cli_diff(int argc, char **argv);
 int cli_tag(int argc, char **argv);
 int cli_rm(int argc, char **argv);
-int cli_image(int argc, char **argv);
+int cli_image_create(int argc, char **argv);
+int cli_image_info(int argc, char **argv);
+int cli_image_map(int argc, char **argv);
 
-/* -- Options ------------------------------------------------------------------------------------
+/* -- Options -------------------------------------------------------------------------------------
  */
 
 /*
- * A subcommand's options and operands, in one table row each; ends with a row without name.
- * --help, --quiet and --server are understood by every subcommand that is given a struct
- * cli_common.
+ * A subcommand's options, one row each; the table ends with a row without name.  --help and --quiet
+ * are understood by every subcommand, --server by those that are not local.
  */
 struct cli_option {
     const char *name;    /* without the dashes */
@@ -40,12 +55,11 @@ struct cli_option {
 };
 
 struct cli_spec {
-    const char *name;     /* "push" */
-    const char *operands; /* "FILE REF" */
-    const char *summary;  /* one line, from the table of commands */
-    const char *help;     /* paragraphs after the options; may be NULL */
+    const char *name; /* as in the table of commands, which has operands and summary */
+    const char *help; /* paragraphs after the options; may be NULL */
     int min_operands, max_operands;
-    const struct cli_option *options;
+    const struct cli_option *options; /* may be NULL */
+    bool local;                       /* does not use the service */
 };
 
 struct cli_common {
@@ -67,15 +81,44 @@ bool cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_co
 
 /*
  * The service as the options name it, with a progress bar on stderr if that is a terminal and not
- * quiet.  SIGINT and SIGTERM cancel what reports progress, a second one ends the program.
+ * quiet.  From here on SIGINT and SIGTERM cancel what reports progress; a second one ends the
+ * program.  (Who waits for signals himself changes that afterwards.)
  */
 int cli_client_new(const struct cli_common *common, struct cairn_client **ret_client,
                    struct cairn_error *err);
 
-/* End the progress bar's line; call before anything else is printed. */
+/* Take the progress bar away, before anything else is printed. */
 void cli_progress_end(void);
 
 /* Print `cairn: message` on stderr, escaped; returns the exit code of err's code. */
 int cli_fail(const struct cairn_error *err);
+
+/* The same for wrong usage of a subcommand: 2. */
+int cli_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* -- Printing ------------------------------------------------------------------------------------
+ */
+
+/* Text from outside, safe for a terminal: control characters and what is not UTF-8 become \xNN. */
+#define CLI_ESCAPE_MAX 1024
+char *cli_escape(const char *text, char buf[CLI_ESCAPE_MAX]);
+
+/* "1.5 GiB"; returns buf. */
+#define CLI_SIZE_MAX 32
+char *cli_size(uint64_t bytes, char buf[CLI_SIZE_MAX]);
+
+/* Print JSON that the library gave as it is for programs; returns the exit code. */
+int cli_print_json(const json_t *json);
+
+/* Parse what the library gave; on failure an error has been printed and NULL is returned. */
+json_t *cli_load_json(const char *text);
+
+/* Fields of JSON objects, with nothing in place of what is missing. */
+const char *cli_string(const json_t *object, const char *field);
+uint64_t cli_number(const json_t *object, const char *field);
+bool cli_bool(const json_t *object, const char *field);
+
+/* One line "name: value" of a description, aligned. */
+void cli_line(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -239,7 +239,7 @@ static int list_tags(struct cairn_client *client, const char *repo, json_t *tags
         return ret;
     json_array_foreach(names, i, name)
     {
-        json_t *tag;
+        json_t *tag = NULL;
 
         ret = tag_to_json(client, repo, json_string_value(name), &tag, err);
         if (ret == CAIRN_OK && tag && json_array_append_new(tags, tag) != 0)

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cairn image create, info and map: local files, no service.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+/* -- create --------------------------------------------------------------------------------- */
+
+/* "20G", "512M", "1.5T", "65536", with an optional "iB" or "B"; multiples of 1024. */
+static bool parse_size(const char *text, uint64_t *ret_bytes)
+{
+    static const char suffixes[] = "KMGTPE";
+    const char *suffix;
+    double value;
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9')
+        return false;
+    value = strtod(text, &end);
+    suffix = *end ? strchr(suffixes, *end & ~0x20) : NULL;
+    if (suffix) {
+        value *= (double)(UINT64_C(1) << (10 * (suffix - suffixes + 1)));
+        end++;
+        if (*end == 'i')
+            end++;
+    }
+    if (suffix && *end == 'B')
+        end++;
+    if (*end || value < 1 || value >= 9.2e18)
+        return false;
+    *ret_bytes = (uint64_t)value;
+    return true;
+}
+
+int cli_image_create(int argc, char **argv)
+{
+    const char *backing = NULL, *format = NULL;
+    const struct cli_option options[] = {
+        {"backing", "FILE", &backing, NULL,
+         "the image that it stands on, relative to FILE's folder"},
+        {"backing-format", "qcow2|raw", &format, NULL, "of the backing file"},
+        {0},
+    };
+    const struct cli_spec spec = {
+        .name = "image create",
+        .min_operands = 1,
+        .max_operands = 2,
+        .options = options,
+        .local = true,
+        .help = "SIZE takes K, M, G, T (multiples of 1024).  Without it the size is the backing\n"
+                "file's.  The image is of the shape that attached disks have: 128 KiB clusters\n"
+                "with subclusters of 4 KiB.",
+    };
+    struct cli_common common;
+    struct cairn_error err;
+    char escaped[CLI_ESCAPE_MAX];
+    uint64_t size = 0;
+    int ret;
+
+    if (!cli_parse(&spec, argc, argv, &common, &ret))
+        return ret;
+    if (common.nr_operands < 2 && !backing)
+        return cli_usage(spec.name, "SIZE is missing");
+    if (common.nr_operands == 2 && !parse_size(common.operands[1], &size))
+        return cli_usage(spec.name, "%s is not a size such as 20G",
+                         cli_escape(common.operands[1], escaped));
+    if (cairn_image_create(common.operands[0], size, backing, format, &err) != CAIRN_OK)
+        return cli_fail(&err);
+    return 0;
+}
+
+/* -- info and map --------------------------------------------------------------------------- */
+
+typedef int (*image_fn)(const char *file, const char *format, char **ret_json,
+                        struct cairn_error *err);
+
+static int run(const char *name, int argc, char **argv, image_fn fetch,
+               void (*print)(const json_t *json))
+{
+    bool as_json = false;
+    const char *format = NULL;
+    const struct cli_option options[] = {
+        {"format", "qcow2|raw", &format, NULL, "of FILE (default: by its name, else qcow2)"},
+        {"json", NULL, NULL, &as_json, "print JSON"},
+        {0},
+    };
+    const struct cli_spec spec = {
+        .name = name, .min_operands = 1, .max_operands = 1, .options = options, .local = true};
+    struct cli_common common;
+    struct cairn_error err;
+    char *text;
+    json_t *json;
+    int ret;
+
+    if (!cli_parse(&spec, argc, argv, &common, &ret))
+        return ret;
+    if (fetch(common.operands[0], format, &text, &err) != CAIRN_OK)
+        return cli_fail(&err);
+    json = cli_load_json(text);
+    free(text);
+    if (!json)
+        return 1;
+    ret = 0;
+    if (as_json)
+        ret = cli_print_json(json);
+    else
+        print(json);
+    json_decref(json);
+    return ret;
+}
+
+static void text_line(const json_t *json, const char *field, const char *label)
+{
+    char escaped[CLI_ESCAPE_MAX];
+
+    if (*cli_string(json, field))
+        cli_line(label, "%s", cli_escape(cli_string(json, field), escaped));
+}
+
+static void size_line(const json_t *json, const char *field, const char *label)
+{
+    uint64_t bytes = cli_number(json, field);
+    char text[CLI_SIZE_MAX];
+
+    if (json_object_get(json, field))
+        cli_line(label, "%s (%" PRIu64 " bytes)", cli_size(bytes, text), bytes);
+}
+
+static void feature_lines(const json_t *json)
+{
+    const json_t *features = json_object_get(json, "features");
+    const json_t *list, *feature;
+    const char *class;
+    size_t i;
+
+    json_object_foreach((json_t *)(uintptr_t)features, class, list)
+        json_array_foreach(list, i, feature)
+    {
+        char escaped[CLI_ESCAPE_MAX];
+
+        cli_line(i ? "" : class, "%s (bit %" PRIu64 "%s)",
+                 cli_escape(cli_string(feature, "name"), escaped), cli_number(feature, "bit"),
+                 cli_bool(feature, "known") ? "" : ", unknown");
+    }
+}
+
+static void named_lines(const json_t *json, const char *field, const char *label,
+                        const char *size_field)
+{
+    const json_t *item;
+    size_t i;
+
+    json_array_foreach(json_object_get(json, field), i, item)
+    {
+        char escaped[CLI_ESCAPE_MAX], size[CLI_SIZE_MAX];
+
+        cli_line(label, "%s (%s %s)", cli_escape(cli_string(item, "name"), escaped), size_field,
+                 cli_size(cli_number(item, size_field), size));
+    }
+}
+
+static void print_info(const json_t *json)
+{
+    text_line(json, "file", "file");
+    text_line(json, "format", "format");
+    size_line(json, "virtualSize", "virtual size");
+    size_line(json, "fileSize", "file size");
+    size_line(json, "allocatedBytes", "allocated");
+    if (json_object_get(json, "version"))
+        cli_line("version", "%" PRIu64, cli_number(json, "version"));
+    size_line(json, "clusterSize", "cluster size");
+    if (json_object_get(json, "refcountBits"))
+        cli_line("refcount bits", "%" PRIu64, cli_number(json, "refcountBits"));
+    text_line(json, "compression", "compression");
+    if (strcmp(cli_string(json, "encryption"), "none") != 0)
+        text_line(json, "encryption", "encryption");
+    feature_lines(json);
+    text_line(json, "backingFile", "backing file");
+    text_line(json, "backingFormat", "backing format");
+    text_line(json, "dataFile", "data file");
+    text_line(json, "parent", "cairn parent");
+    named_lines(json, "snapshots", "snapshot", "virtualSize");
+    named_lines(json, "bitmaps", "bitmap", "granularity");
+    text_line(json, "snapshotsUnreadable", "snapshots");
+    text_line(json, "bitmapsUnreadable", "bitmaps");
+    text_line(json, "refused", "refused");
+}
+
+static void print_map(const json_t *json)
+{
+    const json_t *extent;
+    size_t i;
+
+    printf("%-14s %-14s %-5s %-10s %s\n", "start", "length", "depth", "kind", "offset");
+    json_array_foreach(json, i, extent)
+    {
+        const char *kind = !cli_bool(extent, "present") ? "hole"
+                           : cli_bool(extent, "zero")   ? "zero"
+                                                        : "data";
+
+        printf("%#-14" PRIx64 " %#-14" PRIx64 " %-5" PRIu64 " %-10s", cli_number(extent, "start"),
+               cli_number(extent, "length"), cli_number(extent, "depth"), kind);
+        if (json_object_get(extent, "offset"))
+            printf(" %#" PRIx64, cli_number(extent, "offset"));
+        putchar('\n');
+    }
+}
+
+int cli_image_info(int argc, char **argv)
+{
+    return run("image info", argc, argv, cairn_image_info, print_info);
+}
+
+int cli_image_map(int argc, char **argv)
+{
+    return run("image map", argc, argv, cairn_image_map, print_map);
+}
