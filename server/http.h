@@ -36,13 +36,14 @@ enum http_method http_method(const struct http_request *req);
 const char *http_path(const struct http_request *req); /* percent-decoded once, no NUL inside */
 const char *http_request_id(const struct http_request *req);
 const char *http_header(const struct http_request *req, const char *name); /* NULL: absent */
-const char *http_query(const struct http_request *req, const char *name);  /* decoded; NULL: absent */
+/* Decoded; NULL: absent. */
+const char *http_query(const struct http_request *req, const char *name);
 /* The collected body (http_route.body_max, http_collect_body); empty if there is none. */
 const void *http_body(const struct http_request *req, size_t *ret_len);
 /* The length that the request's headers state for its body; false if they do not (chunked). */
 bool http_content_length(const struct http_request *req, uint64_t *ret_len);
 
-/* -- What a begin function may ask for, in place of a reply ------------------------------------ */
+/* -- What a begin function may ask for, in place of a reply ------------------------------- */
 
 /* Collect the body, at most max bytes; more is 413. */
 void http_collect_body(struct http_request *req, size_t max);
@@ -62,7 +63,7 @@ void http_stream_body(struct http_request *req, const struct http_sink *sink);
 /* The ctx of that sink; NULL if there was none. */
 void *http_sink_ctx(const struct http_request *req);
 
-/* -- Replies: exactly one of these per request (the last one counts), plus headers. ------------ */
+/* -- Replies: exactly one of these per request (the last one counts), plus headers. ------- */
 
 void http_reply_header(struct http_reply *reply, const char *name, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
@@ -112,10 +113,10 @@ void http_reply_failure(struct http_reply *reply, const struct cairn_error *err)
 /* 405, with the methods (or-ed) that the resource does have. */
 void http_reply_methods(struct http_reply *reply, unsigned methods);
 
-/* -- Ranges (RFC 9110, section 14) ---------------------------------------------------------------- */
+/* -- Ranges (RFC 9110, section 14) -------------------------------------------------------- */
 
 enum http_range {
-    HTTP_RANGE_NONE,          /* no Range, one we ignore (other unit, several ranges), or If-Range that does not match */
+    HTTP_RANGE_NONE,          /* none, one we ignore, or an If-Range that does not match */
     HTTP_RANGE_PARTIAL,       /* 206: *ret_off, *ret_len */
     HTTP_RANGE_UNSATISFIABLE, /* 416 */
 };
@@ -129,15 +130,15 @@ enum http_range http_range_parse(const char *range, const char *if_range, uint64
                                  const char *etag, uint64_t *ret_off, uint64_t *ret_len);
 bool http_etag_listed(const char *if_none_match, const char *etag);
 
-/* -- The server ----------------------------------------------------------------------------------- */
+/* -- The server --------------------------------------------------------------------------- */
 
 struct http_route {
     const char *path; /* exact; with a '/' at its end: that and everything below */
     unsigned methods; /* or-ed; others get 405 with Allow */
     size_t body_max;  /* of a body that is collected; larger ones are 413 */
     /* May be NULL.  Called on a worker for POST, PUT and PATCH before the body is read: fills in a
-     * reply (then the body is not wanted and handle is not called), or asks for the body with one of
-     * the functions above, or does neither. */
+     * reply (then the body is not wanted and handle is not called), or asks for the body with one
+     * of the functions above, or does neither. */
     void (*begin)(void *ctx, struct http_request *req, struct http_reply *reply);
     void (*handle)(void *ctx, const struct http_request *req, struct http_reply *reply);
     void *ctx;

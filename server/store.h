@@ -35,8 +35,8 @@ int store_put(struct store *store, const char *key, const void *buf, size_t len,
 int store_head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err);
 /* A whole object of at most max_len bytes (larger: CAIRN_E_LIMIT); malloc'ed, with a zero byte
  * behind its end. */
-int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf,
-              size_t *ret_len, struct cairn_error *err);
+int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf, size_t *ret_len,
+              struct cairn_error *err);
 /* An object for ranged reading. */
 int store_open_source(struct store *store, const char *key, struct source **ret_src,
                       struct cairn_error *err);

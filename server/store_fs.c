@@ -33,8 +33,7 @@
 #define LOCK_WAIT_NS    10000000000 /* longest wait for another process's lock */
 #define PUBLISH_TRIES   16          /* each lost to somebody who removes the folder as empty */
 
-/* -- Small file helpers --------------------------------------------------------------------------
- */
+/* -- Small file helpers ------------------------------------------------------------------- */
 
 static int lookup_failed(int sys_errno, const char *what, struct cairn_error *err)
 {
@@ -179,8 +178,7 @@ static void remove_empty_folders(const struct store_fs *fs, const char *path)
     }
 }
 
-/* -- Writing --------------------------------------------------------------------------------------
- */
+/* -- Writing ------------------------------------------------------------------------------ */
 
 /* Move without replacing, or replace.  Where the file system has no such move (NFS), link and
  * unlink: then an upload's data has two names for a moment, which store_fs_uploads.c expects. */
@@ -262,8 +260,7 @@ static int delete (struct store *store, const char *key, struct cairn_error *err
     return r;
 }
 
-/* -- Reading --------------------------------------------------------------------------------------
- */
+/* -- Reading ------------------------------------------------------------------------------ */
 
 static int head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err)
 {
@@ -317,8 +314,7 @@ static int open_source(struct store *store, const char *key, struct source **ret
     return r ? r : source_from_fd(fd, key, ret_src, err);
 }
 
-/* -- Listing --------------------------------------------------------------------------------------
- */
+/* -- Listing ------------------------------------------------------------------------------ */
 
 struct names {
     char **names; /* the first byte of each is '/' for a folder, else ' ' */
@@ -422,8 +418,7 @@ static int list(struct store *store, const char *prefix, const char *after, stor
     return r;
 }
 
-/* -- Compare and set ------------------------------------------------------------------------------
- */
+/* -- Compare and set ---------------------------------------------------------------------- */
 
 static int lock_key(const struct store_fs *fs, const char *key, int *ret_fd,
                     struct cairn_error *err)
@@ -476,8 +471,7 @@ static int cas(struct store *store, const char *key, const char *old_value, cons
     return old_value ? delete (store, key, err) : CAIRN_OK;
 }
 
-/* -- Opening --------------------------------------------------------------------------------------
- */
+/* -- Opening ------------------------------------------------------------------------------ */
 
 /* Temporaries that a crash left; younger ones may be another process's. */
 static void remove_dead_temps(const struct store_fs *fs)

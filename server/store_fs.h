@@ -12,7 +12,7 @@ struct store_fs {
 
 static inline struct store_fs *store_fs_of(struct store *store)
 {
-    return (struct store_fs *) store;
+    return (struct store_fs *)store;
 }
 
 /* Open a regular file for flags (O_CLOEXEC and O_NOFOLLOW are added); NOT_FOUND names what. */
@@ -38,8 +38,8 @@ int store_fs_publish(const struct store_fs *fs, const char *from, const char *ke
 /* The uploads (store_fs_uploads.c), as in store_ops. */
 int store_fs_upload_new(struct store *store, const char *owner, const char *id,
                         struct cairn_error *err);
-int store_fs_upload_size(struct store *store, const char *id, const char *owner,
-                         uint64_t *ret_size, struct cairn_error *err);
+int store_fs_upload_size(struct store *store, const char *id, const char *owner, uint64_t *ret_size,
+                         struct cairn_error *err);
 int store_fs_upload_append(struct store *store, const char *id, uint64_t off, const void *buf,
                            size_t len, struct cairn_error *err);
 int store_fs_upload_read(struct store *store, const char *id, void *buf, size_t len, uint64_t off,
