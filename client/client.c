@@ -299,8 +299,8 @@ int client_has_blob(struct cairn_client *client, const char *repo, const struct 
 
 /* -- Tags ----------------------------------------------------------------------------------- */
 
-static int mount_all(struct cairn_client *client, const char *repo, const struct manifest *m,
-                     const char *from, struct cairn_error *err)
+int client_mount_layers(struct cairn_client *client, const char *repo, const struct manifest *m,
+                        const char *from, struct cairn_error *err)
 {
     char text[DIGEST_STR_MAX];
 
@@ -342,7 +342,7 @@ int cairn_tag(struct cairn_client *client, const char *ref_text, const char *new
     if (ret == CAIRN_OK && strcmp(ref.repo, new_ref.repo) != 0) {
         ret = manifest_parse(json, len, &m, err);
         if (ret == CAIRN_OK)
-            ret = mount_all(client, new_ref.repo, m, ref.repo, err);
+            ret = client_mount_layers(client, new_ref.repo, m, ref.repo, err);
     }
     if (ret == CAIRN_OK)
         ret = client_put_manifest_bytes(client, &new_ref, json, len, NULL, err);

@@ -85,4 +85,8 @@ int client_upload(struct cairn_client *client, const char *repo, struct source *
 int client_mount_blob(struct cairn_client *client, const char *repo, const struct digest *d,
                       const char *from, bool *ret_mounted, struct cairn_error *err);
 
+/* The same for all layers of a manifest; a service that would not is CAIRN_E_UNSUPPORTED. */
+int client_mount_layers(struct cairn_client *client, const char *repo, const struct manifest *m,
+                        const char *from, struct cairn_error *err);
+
 #endif

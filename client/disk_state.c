@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * disk.json, the document.  It is a file on disk like any other, so nothing in it is believed:
+ * every field has its type and its limits, and file names have exactly one shape, so that no path
+ * leads out of the folder.  Unknown fields are refused: they would be lost on the next write.
+ */
+#include "disk_folder.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "checked.h"
+#include "quote.h"
+
+#define STATE_VERSION 1
+#define SEALED_PREFIX "sealed-"
+#define SEALED_SUFFIX ".qcow2"
+
+char *disk_sealed_name(uint32_t number, char name[DISK_SEALED_NAME_MAX])
+{
+    snprintf(name, DISK_SEALED_NAME_MAX, SEALED_PREFIX "%" PRIu32 SEALED_SUFFIX, number);
+    return name;
+}
+
+/* -- Writing -------------------------------------------------------------------------------- */
+
+static json_t *encode_layers(const struct disk_state *state)
+{
+    json_t *layers = json_array();
+    char name[DISK_SEALED_NAME_MAX];
+
+    for (uint32_t i = 0; i < state->nr_sealed; i++)
+        json_array_append_new(layers,
+                              json_pack("{s:s}", "file", disk_sealed_name(state->sealed[i], name)));
+    return layers;
+}
+
+int disk_state_encode(const struct disk_state *state, char **ret_json, struct cairn_error *err)
+{
+    char manifest[DIGEST_STR_MAX], chain_id[DIGEST_STR_MAX];
+    json_t *json = json_pack(
+        "{s:i, s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:s}", "version", STATE_VERSION, "madeFrom",
+        state->made_from, "ref", state->ref, "repository", state->repo, "manifest",
+        digest_format(&state->manifest, manifest), "chainId",
+        digest_format(&state->chain_id, chain_id), "virtualSize", (json_int_t)state->virtual_size,
+        "layers", encode_layers(state), "active", DISK_FOLDER_ACTIVE);
+    char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+
+    /* A layer that could not be appended for want of memory must not be lost silently. */
+    if (text && json_array_size(json_object_get(json, "layers")) != state->nr_sealed) {
+        free(text);
+        text = NULL;
+    }
+    json_decref(json);
+    if (!text)
+        return error_no_memory(err, "disk.json");
+    *ret_json = text;
+    return CAIRN_OK;
+}
+
+/* -- Reading -------------------------------------------------------------------------------- */
+
+struct state_reader {
+    const char *what; /* the document */
+    json_t *json;
+    struct cairn_error *err;
+};
+
+static int bad_field(const struct state_reader *r, const char *field, const char *value,
+                     const char *expected)
+{
+    char quoted[QUOTE_MAX];
+
+    return error_set(r->err, CAIRN_E_CORRUPT, "%s: field \"%s\" is %s, expected %s", r->what, field,
+                     value ? quote_str(value, quoted) : "missing or of another type", expected);
+}
+
+static int read_string(const struct state_reader *r, const char *field, const char *expected,
+                       const char **ret_value)
+{
+    *ret_value = json_string_value(json_object_get(r->json, field));
+    return *ret_value ? CAIRN_OK : bad_field(r, field, NULL, expected);
+}
+
+static int read_digest(const struct state_reader *r, const char *field, struct digest *ret_digest)
+{
+    static const char expected[] = "sha256:<64 hex digits>";
+    const char *text;
+    int ret = read_string(r, field, expected, &text);
+
+    if (ret == CAIRN_OK && digest_parse(text, strlen(text), ret_digest, NULL) != CAIRN_OK)
+        ret = bad_field(r, field, text, expected);
+    return ret;
+}
+
+static int read_ref(const struct state_reader *r, const char *field, char ret_text[REF_STR_MAX])
+{
+    const char *text;
+    struct ref ref;
+    int ret = read_string(r, field, "a ref", &text);
+
+    if (ret == CAIRN_OK && ref_parse(text, &ref, NULL) != CAIRN_OK)
+        ret = bad_field(r, field, text, "a ref");
+    if (ret == CAIRN_OK)
+        ref_format(&ref, ret_text);
+    return ret;
+}
+
+static int read_repo(const struct state_reader *r, char ret_repo[256])
+{
+    const char *text;
+    int ret = read_string(r, "repository", "a repository's name", &text);
+
+    if (ret == CAIRN_OK && (strlen(text) >= 256 || !ref_valid_repo(text)))
+        ret = bad_field(r, "repository", text, "a repository's name");
+    if (ret == CAIRN_OK)
+        snprintf(ret_repo, 256, "%s", text);
+    return ret;
+}
+
+static int read_size(const struct state_reader *r, uint64_t *ret_size)
+{
+    const json_t *value = json_object_get(r->json, "virtualSize");
+    json_int_t size = json_integer_value(value);
+    char text[32];
+
+    if (!json_is_integer(value))
+        return bad_field(r, "virtualSize", NULL, "a number of bytes");
+    if (size < 0 || (uint64_t)size > CHAIN_VIRTUAL_SIZE_MAX || !is_aligned((uint64_t)size, 512)) {
+        snprintf(text, sizeof(text), "%" JSON_INTEGER_FORMAT, size);
+        return bad_field(r, "virtualSize", text, "a multiple of 512 up to 2^48");
+    }
+    *ret_size = (uint64_t)size;
+    return CAIRN_OK;
+}
+
+uint32_t disk_sealed_number(const char *name)
+{
+    char again[DISK_SEALED_NAME_MAX];
+    uint32_t number;
+
+    if (sscanf(name, SEALED_PREFIX "%9" SCNu32, &number) != 1 ||
+        strcmp(disk_sealed_name(number, again), name) != 0)
+        return 0;
+    return number;
+}
+
+static int read_layer(const struct state_reader *r, size_t i, uint32_t above, uint32_t *ret_number)
+{
+    const json_t *row = json_array_get(json_object_get(r->json, "layers"), i);
+    const char *file = json_string_value(json_object_get(row, "file"));
+    char field[48];
+
+    snprintf(field, sizeof(field), "layers[%zu].file", i);
+    if (!file)
+        return bad_field(r, field, NULL, "sealed-<number>.qcow2");
+    *ret_number = disk_sealed_number(file);
+    if (*ret_number <= above)
+        return bad_field(r, field, file, "sealed-<number>.qcow2, numbers ascending");
+    return CAIRN_OK;
+}
+
+static int read_layers(const struct state_reader *r, struct disk_state *state)
+{
+    const json_t *layers = json_object_get(r->json, "layers");
+    size_t nr = json_array_size(layers);
+
+    if (!json_is_array(layers))
+        return bad_field(r, "layers", NULL, "a list");
+    if (nr > DISK_SEALED_MAX)
+        return error_set(r->err, CAIRN_E_LIMIT,
+                         "%s: \"layers\" has %zu entries, at most %d are allowed", r->what, nr,
+                         DISK_SEALED_MAX);
+    for (size_t i = 0; i < nr; i++) {
+        int ret = read_layer(r, i, i > 0 ? state->sealed[i - 1] : 0, &state->sealed[i]);
+
+        if (ret != CAIRN_OK)
+            return ret;
+    }
+    state->nr_sealed = (uint32_t)nr;
+    return CAIRN_OK;
+}
+
+static int check_version(const struct state_reader *r)
+{
+    const json_t *version = json_object_get(r->json, "version");
+
+    if (!json_is_integer(version))
+        return bad_field(r, "version", NULL, "a number");
+    if (json_integer_value(version) != STATE_VERSION)
+        return error_set(r->err, CAIRN_E_UNSUPPORTED,
+                         "%s: version %" JSON_INTEGER_FORMAT ", this program knows version %d",
+                         r->what, json_integer_value(version), STATE_VERSION);
+    return CAIRN_OK;
+}
+
+static bool is_known(const char *field)
+{
+    static const char *const known[] = {"version",     "madeFrom", "ref",
+                                        "repository",  "manifest", "chainId",
+                                        "virtualSize", "layers",   "active"};
+
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+        if (strcmp(field, known[i]) == 0)
+            return true;
+    return false;
+}
+
+static int check_fields(const struct state_reader *r)
+{
+    char quoted[QUOTE_MAX];
+    const char *key;
+    json_t *value;
+
+    json_object_foreach(r->json, key, value)
+    {
+        if (!is_known(key))
+            return error_set(r->err, CAIRN_E_UNSUPPORTED, "%s: unknown field %s", r->what,
+                             quote_str(key, quoted));
+    }
+    return CAIRN_OK;
+}
+
+static int read_state(const struct state_reader *r, struct disk_state *state)
+{
+    const char *active;
+    int ret = check_version(r);
+
+    if (ret == CAIRN_OK)
+        ret = check_fields(r);
+    if (ret == CAIRN_OK)
+        ret = read_ref(r, "madeFrom", state->made_from);
+    if (ret == CAIRN_OK)
+        ret = read_ref(r, "ref", state->ref);
+    if (ret == CAIRN_OK)
+        ret = read_repo(r, state->repo);
+    if (ret == CAIRN_OK)
+        ret = read_digest(r, "manifest", &state->manifest);
+    if (ret == CAIRN_OK)
+        ret = read_digest(r, "chainId", &state->chain_id);
+    if (ret == CAIRN_OK)
+        ret = read_size(r, &state->virtual_size);
+    if (ret == CAIRN_OK)
+        ret = read_layers(r, state);
+    if (ret == CAIRN_OK)
+        ret = read_string(r, "active", DISK_FOLDER_ACTIVE, &active);
+    if (ret == CAIRN_OK && strcmp(active, DISK_FOLDER_ACTIVE) != 0)
+        ret = bad_field(r, "active", active, DISK_FOLDER_ACTIVE);
+    return ret;
+}
+
+int disk_state_parse(const void *json, size_t len, const char *what, struct disk_state *ret_state,
+                     struct cairn_error *err)
+{
+    struct disk_state state = {.nr_sealed = 0};
+    json_error_t why;
+    json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &why);
+    const struct state_reader r = {.what = what, .json = root, .err = err};
+    int ret;
+
+    if (!json_is_object(root)) {
+        ret = error_set(err, CAIRN_E_CORRUPT, "%s: not a JSON object (line %d: %s)", what,
+                        root ? 1 : why.line, root ? "another type" : why.text);
+        json_decref(root);
+        return ret;
+    }
+    ret = read_state(&r, &state);
+    json_decref(root);
+    if (ret == CAIRN_OK)
+        *ret_state = state;
+    return ret;
+}
