@@ -86,12 +86,24 @@ struct index_slices disk_slices(struct disk *disk)
     return (struct index_slices){.get = get_slice, .ctx = disk};
 }
 
+int disk_blob(struct disk *disk, uint32_t layer, struct blob **ret_blob, struct cairn_error *err)
+{
+    const struct digest *digest = &disk->layers[layer];
+    char text[DIGEST_STR_MAX];
+    int code = blobs_get(disk->disks->blobs, digest, ret_blob, err);
+
+    /* To who reads the disk that is damage, and no wrong name. */
+    if (code == CAIRN_E_NOT_FOUND)
+        return error_set(err, CAIRN_E_CORRUPT, "layer %s: the store has lost its blob",
+                         digest_format(digest, text));
+    return code;
+}
+
 static int read_blob(void *ctx, uint32_t layer, void *buf, size_t len, uint64_t host_off,
                      struct cairn_error *err)
 {
-    struct disk *disk = ctx;
     CLEANUP(blob_unref_p) struct blob *blob = NULL;
-    int code = blobs_get(disk->disks->blobs, &disk->layers[layer], &blob, err);
+    int code = disk_blob(ctx, layer, &blob, err);
 
     if (code != CAIRN_OK)
         return code;
@@ -239,11 +251,6 @@ int disks_query_u64(const struct http_request *req, const char *name, uint64_t *
     return CAIRN_OK;
 }
 
-void disks_reply_bad_query(struct http_reply *reply, const struct cairn_error *err)
-{
-    http_reply_error(reply, 400, "UNSUPPORTED", "%s", err->message);
-}
-
 void disks_reply_ref_error(struct http_reply *reply, const char *text,
                            const struct cairn_error *err)
 {
@@ -335,8 +342,7 @@ void disks_handle(struct disks *disks, const struct http_request *req, struct ht
         http_reply_error(reply, 404, "UNSUPPORTED", "disks have no call %s",
                          quote_str(name, quoted));
     } else if (http_method(req) != HTTP_GET && http_method(req) != HTTP_HEAD) {
-        http_reply_header(reply, "Allow", "GET, HEAD");
-        http_reply_error(reply, 405, "UNSUPPORTED", "this call takes GET and HEAD only");
+        http_reply_methods(reply, HTTP_GET | HTTP_HEAD);
     } else {
         reply_call(disks, call, ref, req, reply);
     }

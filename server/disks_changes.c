@@ -101,13 +101,13 @@ static struct disk *open_since(const struct disk_request *rq)
     if (!text) {
         error_set(&err, CAIRN_E_USAGE,
                   "query parameter since is missing: expected a ref (repo:tag or repo@sha256:…)");
-        disks_reply_bad_query(rq->reply, &err);
+        http_reply_failure(rq->reply, &err);
         return NULL;
     }
     code = ref_parse(text, &ref, &err);
     if (code != CAIRN_OK) {
         error_prefix(&err, code, "query parameter since");
-        disks_reply_bad_query(rq->reply, &err);
+        http_reply_failure(rq->reply, &err);
         return NULL;
     }
     if (disk_open(rq->disk->disks, &ref, &since, &err) != CAIRN_OK) {

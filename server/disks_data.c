@@ -2,8 +2,9 @@
 /*
  * HEAD and GET …/data: the guest's bytes, with one Range (RFC 9110, section 14).
  *
- * A range that lies in one piece in one layer's file goes out by sendfile; everything else is read
- * through the chain's index as the client takes it.
+ * A range that lies in one piece in one layer's file goes out by sendfile.  Everything else is read
+ * through the chain's index: small ranges before the reply begins, so that a failure still has a
+ * status of its own, larger ones as the client takes them.
  */
 #include "disks_internal.h"
 
@@ -13,6 +14,9 @@
 #include "checked.h"
 
 #define DATA_TYPE "application/octet-stream"
+
+/* What is read before the reply begins: most requests of a disk's client, and little memory. */
+#define SMALL_RANGE ((uint64_t)256 << 10)
 
 /* A guest range on its way out. */
 struct data {
@@ -36,7 +40,7 @@ static void data_free(void *ctx)
     free(d);
 }
 
-static void reply_stream(const struct disk_request *rq, unsigned status, uint64_t guest_off,
+static bool reply_stream(const struct disk_request *rq, unsigned status, uint64_t guest_off,
                          uint64_t len)
 {
     struct data *d = malloc(sizeof(*d));
@@ -46,10 +50,27 @@ static void reply_stream(const struct disk_request *rq, unsigned status, uint64_
     if (!d) {
         error_no_memory(&err, "a data stream");
         http_reply_failure(rq->reply, &err);
-        return;
+        return false;
     }
     *d = (struct data){.disk = disk_ref(rq->disk), .guest_off = guest_off};
     http_reply_stream(rq->reply, status, DATA_TYPE, &stream, len);
+    return true;
+}
+
+static bool reply_small(const struct disk_request *rq, unsigned status, uint64_t guest_off,
+                        size_t len)
+{
+    struct chain_reader reader = disk_reader(rq->disk);
+    CLEANUP_FREE uint8_t *buf = malloc(len);
+    struct cairn_error err;
+    int code = buf ? chain_read(&reader, buf, len, guest_off, &err)
+                   : error_no_memory(&err, "a range of a disk");
+
+    if (code == CAIRN_OK)
+        http_reply_buffer(rq->reply, status, DATA_TYPE, steal_ptr(buf), len);
+    else
+        http_reply_failure(rq->reply, &err);
+    return code == CAIRN_OK;
 }
 
 /*
@@ -68,12 +89,10 @@ static int one_piece(const struct disk_request *rq, uint64_t guest_off, uint64_t
     int code;
 
     *ret_fd = -1;
-    if (len == 0 || http_method(rq->http) == HTTP_HEAD)
-        return CAIRN_OK;
     code = chain_map(disk->l1, &slices, guest_off, len, &first, 1, &nr, err);
     if (code != CAIRN_OK || nr == 0 || first.len < len || first.kind != EXTENT_DATA)
         return code;
-    code = blobs_get(disk->disks->blobs, &disk->layers[first.layer], &blob, err);
+    code = disk_blob(disk, first.layer, &blob, err);
     if (code != CAIRN_OK || blob->fd < 0 || !range_in(first.host_off, len, blob->src->size))
         return code;
     *ret_fd = fcntl(blob->fd, F_DUPFD_CLOEXEC, 0);
@@ -81,19 +100,25 @@ static int one_piece(const struct disk_request *rq, uint64_t guest_off, uint64_t
     return CAIRN_OK; /* without a descriptor to spare it is read */
 }
 
-static void reply_range(const struct disk_request *rq, unsigned status, uint64_t guest_off,
+/* Makes the reply; false if it is a failure. */
+static bool reply_range(const struct disk_request *rq, unsigned status, uint64_t guest_off,
                         uint64_t len)
 {
+    bool body = len > 0 && http_method(rq->http) != HTTP_HEAD;
     struct cairn_error err;
     uint64_t host_off;
-    int fd;
+    int fd = -1;
 
-    if (one_piece(rq, guest_off, len, &fd, &host_off, &err) != CAIRN_OK)
+    if (body && one_piece(rq, guest_off, len, &fd, &host_off, &err) != CAIRN_OK) {
         http_reply_failure(rq->reply, &err);
-    else if (fd >= 0)
-        http_reply_fd(rq->reply, status, DATA_TYPE, fd, host_off, len);
-    else
-        reply_stream(rq, status, guest_off, len);
+        return false;
+    }
+    if (body && fd < 0 && len <= SMALL_RANGE)
+        return reply_small(rq, status, guest_off, (size_t)len);
+    if (fd < 0)
+        return reply_stream(rq, status, guest_off, len);
+    http_reply_fd(rq->reply, status, DATA_TYPE, fd, host_off, len);
+    return true;
 }
 
 void disks_reply_data(const struct disk_request *rq)
@@ -107,9 +132,9 @@ void disks_reply_data(const struct disk_request *rq)
         reply_range(rq, 200, 0, size);
         break;
     case HTTP_RANGE_PARTIAL:
-        http_reply_header(rq->reply, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64, off,
-                          off + len - 1, size);
-        reply_range(rq, 206, off, len);
+        if (reply_range(rq, 206, off, len))
+            http_reply_header(rq->reply, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64,
+                              off, off + len - 1, size);
         break;
     case HTTP_RANGE_UNSATISFIABLE:
         http_reply_header(rq->reply, "Content-Range", "bytes */%" PRIu64, size);

@@ -139,7 +139,7 @@ void disks_reply_extents(const struct disk_request *rq)
     x->disk = disk_ref(rq->disk);
     if (asked_range(rq, &x->at, &x->end, &err) != CAIRN_OK) {
         extents_free(&x->list);
-        disks_reply_bad_query(rq->reply, &err);
+        http_reply_failure(rq->reply, &err);
         return;
     }
     list_printf(&x->list, "[");

@@ -94,7 +94,7 @@ void disks_reply_index(const struct disk_request *rq)
     size_t len;
 
     if (asked_slices(rq, &first, &end, &err) != CAIRN_OK)
-        disks_reply_bad_query(rq->reply, &err);
+        http_reply_failure(rq->reply, &err);
     else if (make_container(rq->disk, first, end, &buf, &len, &err) != CAIRN_OK)
         http_reply_failure(rq->reply, &err);
     else

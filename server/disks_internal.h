@@ -46,6 +46,8 @@ const struct digest *disk_chain_id(const struct disk *disk);
 /* Its slices, and its content; both borrow the disk. */
 struct index_slices disk_slices(struct disk *disk);
 struct chain_reader disk_reader(struct disk *disk);
+/* The blob of a layer, by ordinal; a reference is handed over. */
+int disk_blob(struct disk *disk, uint32_t layer, struct blob **ret_blob, struct cairn_error *err);
 
 /* That an index says of a chain what the manifest says: one chain ID is one disk. */
 int disk_check_l1(const struct index_l1 *l1, const struct meta_chain *chain,
@@ -77,7 +79,6 @@ void disks_reply_ref_error(struct http_reply *reply, const char *text,
  */
 int disks_query_u64(const struct http_request *req, const char *name, uint64_t *ret_value,
                     struct cairn_error *err);
-void disks_reply_bad_query(struct http_reply *reply, const struct cairn_error *err);
 
 /* -- JSON lists of extents, made piece by piece (disks_list.c)
  * ------------------------------------------ */

@@ -415,6 +415,7 @@ static int build_prefix(struct build *b, struct layer *layer, bool durable,
                         struct index_object **ret_object, struct cairn_error *err)
 {
     const struct manifest_layer *of = &b->chain->layers[b->ordinal];
+    char digest[DIGEST_STR_MAX];
     CLEANUP(blob_unref_p) struct blob *blob = NULL;
     CLEANUP(layer_free_p) struct layer *opened = NULL;
     int code;
@@ -422,6 +423,9 @@ static int build_prefix(struct build *b, struct layer *layer, bool durable,
     if (layer)
         return build_from(b, layer, durable, ret_object, err);
     code = blob_open(b->s->store, &of->digest, &blob, err);
+    if (code == CAIRN_E_NOT_FOUND)
+        code = error_set(err, CAIRN_E_CORRUPT, "layer %s: the store has lost its blob",
+                         digest_format(&of->digest, digest));
     if (code == CAIRN_OK)
         code = layer_open(blob->src, of->format, &opened, err);
     if (code == CAIRN_OK)
