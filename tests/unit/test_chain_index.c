@@ -434,26 +434,40 @@ static int see_difference(void *arg, const struct extent *e, struct cairn_error 
     return 0;
 }
 
+static void assert_seen_as_modelled(const struct diff_check *check, uint64_t nr_sectors)
+{
+    for (uint64_t i = 0; i < nr_sectors; i++)
+        if (check->seen[i] == model_same(check, i))
+            fail_msg("sector %lu: reported %u", i, check->seen[i]);
+}
+
+/* As a whole, and in pieces. */
 static void check_diff(struct fake_chain *a, struct fake_chain *b)
 {
     struct diff_check check = {.chain_a = a, .chain_b = b};
     struct index_slices a_slices = fake_slices(a), b_slices = fake_slices(b);
-    uint64_t nr_sectors;
-    struct cairn_error err;
+    const uint64_t piece = 11 * MIB;
+    uint64_t size;
 
     for (uint32_t k = 0; k < a->depth; k++)
         model_overlay(&check.a, &a->layers[k], (uint16_t)k);
     for (uint32_t k = 0; k < b->depth; k++)
         model_overlay(&check.b, &b->layers[k], (uint16_t)k);
-    nr_sectors = max_u64(check.a.nr_sectors, check.b.nr_sectors);
-    check.seen = calloc(nr_sectors + 1, 1);
+    size = max_u64(fake_top(a)->virtual_size, fake_top(b)->virtual_size);
+    check.seen = calloc(size / SECTOR_SIZE + 1, 1);
     assert_non_null(check.seen);
-    if (chain_diff(fake_top(a), &a_slices, a->digests, fake_top(b), &b_slices, b->digests,
-                   see_difference, &check, &err) < 0)
-        fail_msg("%s", err.message);
-    for (uint64_t i = 0; i < nr_sectors; i++)
-        if (check.seen[i] == model_same(&check, i))
-            fail_msg("sector %lu: reported %u", i, check.seen[i]);
+    assert_int_equal(chain_diff(fake_top(a), &a_slices, a->digests, fake_top(b), &b_slices,
+                                b->digests, see_difference, &check, NULL),
+                     CAIRN_OK);
+    assert_seen_as_modelled(&check, size / SECTOR_SIZE);
+    memset(check.seen, 0, size / SECTOR_SIZE);
+    check.guest_off = 0;
+    for (uint64_t off = 0; off < size; off += piece)
+        assert_int_equal(chain_diff_range(fake_top(a), &a_slices, a->digests, fake_top(b),
+                                          &b_slices, b->digests, off, min_u64(piece, size - off),
+                                          see_difference, &check, NULL),
+                         CAIRN_OK);
+    assert_seen_as_modelled(&check, size / SECTOR_SIZE);
     free(check.seen);
     model_free(&check.a);
     model_free(&check.b);
