@@ -244,6 +244,11 @@ int qcow2_bitmaps_read(struct source *src, const struct qcow2_header *hdr,
         r = read_bitmap(&c, &list[i], err);
         cursor_pad(&c, off);
     }
+    if (r == CAIRN_OK && c.off != c.end)
+        r = error_set(err, CAIRN_E_CORRUPT,
+                      "%s: %" PRIu64 " bytes are left in the bitmap directory after its %" PRIu32
+                      " bitmaps",
+                      src->name, c.end - c.off, hdr->nb_bitmaps);
     if (r != CAIRN_OK)
         qcow2_bitmaps_free(list, hdr->nb_bitmaps);
     else

@@ -6,7 +6,7 @@
  * Every entry that describes a part of the guest's disk is validated before it is believed, and a
  * wrong one ends the scan.  What is handed out therefore names host clusters that begin inside the
  * file and are no metadata.  Work and memory are bounded by the file: an L2 table lies
- * wholly inside it and belongs to one L1 entry, so no extent costs less than half a byte of file.
+ * wholly inside it and belongs to one L1 entry, so an extent costs at least half a byte of file.
  *
  * Neighbours merge in one pending extent, whatever table they come from.  Metadata is compared
  * with merged runs, not with single clusters, which makes that check cheap.
@@ -276,7 +276,7 @@ static int at_entry(const struct scan *s, uint64_t guest_off, int r, struct cair
 
 /* -- Extents ----------------------------------------------------------------------------------- */
 
-/* The first L2 table that [host_off, host_off + len) touches; 0: none. */
+/* An L2 table that [host_off, host_off + len) touches; 0: none. */
 static uint64_t find_l2_table(const struct scan *s, uint64_t host_off, uint64_t len)
 {
     size_t from = 0, to = s->nr_l2;
@@ -292,26 +292,31 @@ static uint64_t find_l2_table(const struct scan *s, uint64_t host_off, uint64_t 
     return from < s->nr_l2 && s->l2_sorted[from] < host_off + len ? s->l2_sorted[from] : 0;
 }
 
+static bool find_metadata(const struct scan *s, uint64_t host_off, uint64_t len,
+                          struct qcow2_region *ret_region)
+{
+    const struct qcow2_region *region = qcow2_region_find(s->regions, s->nr_regions, host_off, len);
+
+    *ret_region = region ? *region
+                         : (struct qcow2_region){.what = "L2 table",
+                                                 .host_off = find_l2_table(s, host_off, len)};
+    return region || ret_region->host_off != 0;
+}
+
 /* Guest data must not lie where metadata lies.  Compressed data counts by where it begins: its
  * last sector may be more than it needs. */
 static int check_host_range(const struct scan *s, const struct extent *e, struct cairn_error *err)
 {
-    uint64_t len = e->kind == EXTENT_COMPRESSED ? 1 : e->len;
-    const struct qcow2_region *region =
-        qcow2_region_find(s->regions, s->nr_regions, e->host_off, len);
-    struct qcow2_region hit = region ? *region : (struct qcow2_region){.what = "L2 table"};
-    uint64_t guest_off = e->guest_off;
+    struct qcow2_region hit;
+    uint64_t at;
     int r;
 
-    if (!region)
-        hit.host_off = find_l2_table(s, e->host_off, len);
-    if (!region && hit.host_off == 0)
+    if (!find_metadata(s, e->host_off, e->kind == EXTENT_COMPRESSED ? 1 : e->len, &hit))
         return CAIRN_OK;
-    if (hit.host_off > e->host_off)
-        guest_off += hit.host_off - e->host_off;
+    at = max_u64(hit.host_off, e->host_off);
     r = error_set(err, CAIRN_E_CORRUPT, "host offset 0x%" PRIx64 " lies in the %s at 0x%" PRIx64,
-                  max_u64(hit.host_off, e->host_off), hit.what, hit.host_off);
-    return at_entry(s, guest_off, r, err);
+                  at, hit.what, hit.host_off);
+    return at_entry(s, e->guest_off + (at - e->host_off), r, err);
 }
 
 static int flush_pending(struct scan *s, struct cairn_error *err)

@@ -427,6 +427,19 @@ static void test_malformed_bitmaps(void **state)
     }
 }
 
+static void test_bitmap_directory_with_a_rest(void **state)
+{
+    size_t ext = QCOW2_HDR_FULL_LENGTH;
+    struct subject s;
+
+    (void)state;
+    load(&s, "m.qcow2");
+    while (bytes_get_be32(s.bytes + ext) != QCOW2_EXT_BITMAPS)
+        ext += 8;
+    bytes_put_be32(s.bytes + ext + QCOW2_EXT_HEADER_LEN, 1);
+    assert_bitmaps_refused(&s, "32 bytes are left in the bitmap directory after its 1 bitmaps");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -449,6 +462,7 @@ int main(void)
         cmocka_unit_test(test_bitmaps_without_their_bit_are_not_believed),
         cmocka_unit_test(test_malformed_snapshots),
         cmocka_unit_test(test_malformed_bitmaps),
+        cmocka_unit_test(test_bitmap_directory_with_a_rest),
     };
 
     return cmocka_run_group_tests(tests, qemu_setup, qemu_teardown);
