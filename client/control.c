@@ -167,10 +167,12 @@ struct control {
     pthread_mutex_t lock;
     pthread_cond_t idle;
     unsigned nr_connections;
+    struct connection *slots[CONNECTIONS_MAX]; /* NULL: free */
 };
 
 struct connection {
     struct control *control;
+    struct connection **slot; /* where control has it */
     struct line_reader reader;
 };
 
@@ -352,34 +354,51 @@ static void *connection_main(void *arg)
 
     set_deadlines(conn->reader.fd, PEER_DEADLINE_S);
     serve(conn);
+    pthread_mutex_lock(&control->lock);
+    *conn->slot = NULL;
     close(conn->reader.fd);
     free(conn);
-    pthread_mutex_lock(&control->lock);
     if (--control->nr_connections == 0)
         pthread_cond_signal(&control->idle);
     pthread_mutex_unlock(&control->lock);
     return NULL;
 }
 
+static struct connection **free_slot_locked(struct control *control)
+{
+    for (size_t i = 0; i < CONNECTIONS_MAX; i++)
+        if (!control->slots[i])
+            return &control->slots[i];
+    return NULL;
+}
+
+static bool start_connection_locked(struct control *control, struct connection *conn)
+{
+    pthread_t thread;
+
+    conn->slot = free_slot_locked(control);
+    if (!conn->slot || start_thread(&thread, connection_main, conn, NULL) != CAIRN_OK)
+        return false;
+    pthread_detach(thread);
+    *conn->slot = conn;
+    control->nr_connections++;
+    return true;
+}
+
 /* Owns fd.  Too many connections, and no memory, are told by hanging up. */
 static void start_connection(struct control *control, int fd)
 {
     struct connection *conn = malloc(sizeof(*conn));
-    pthread_t thread;
     bool started = false;
 
-    pthread_mutex_lock(&control->lock);
-    if (conn && control->nr_connections < CONNECTIONS_MAX) {
+    if (conn) {
         conn->control = control;
         conn->reader.fd = fd;
         conn->reader.used = 0;
-        started = start_thread(&thread, connection_main, conn, NULL) == CAIRN_OK;
+        pthread_mutex_lock(&control->lock);
+        started = start_connection_locked(control, conn);
+        pthread_mutex_unlock(&control->lock);
     }
-    if (started) {
-        pthread_detach(thread);
-        control->nr_connections++;
-    }
-    pthread_mutex_unlock(&control->lock);
     if (!started) {
         free(conn);
         close(fd);
@@ -471,6 +490,9 @@ void control_stop(struct control *control)
     eventfd_write(control->stop_fd, 1);
     pthread_join(control->acceptor, NULL);
     pthread_mutex_lock(&control->lock);
+    for (size_t i = 0; i < CONNECTIONS_MAX; i++)
+        if (control->slots[i]) /* it may be waiting for a request */
+            shutdown(control->slots[i]->reader.fd, SHUT_RD);
     while (control->nr_connections > 0)
         pthread_cond_wait(&control->idle, &control->lock);
     pthread_mutex_unlock(&control->lock);
