@@ -12,6 +12,7 @@
 #include <inttypes.h>
 
 #include "checked.h"
+#include "quote.h"
 
 #define DATA_TYPE "application/octet-stream"
 
@@ -125,6 +126,7 @@ void disks_reply_data(const struct disk_request *rq)
 {
     uint64_t size = rq->disk->l1->virtual_size;
     uint64_t off = 0, len = size;
+    char quoted[QUOTE_MAX];
 
     http_reply_header(rq->reply, "Accept-Ranges", "bytes");
     switch (http_range(rq->http, size, rq->disk->etag, &off, &len)) {
@@ -140,7 +142,7 @@ void disks_reply_data(const struct disk_request *rq)
         http_reply_header(rq->reply, "Content-Range", "bytes */%" PRIu64, size);
         http_reply_error(rq->reply, 416, "RANGE_INVALID",
                          "Range: %s is not within the disk's %" PRIu64 " bytes",
-                         http_header(rq->http, "Range"), size);
+                         quote_str(http_header(rq->http, "Range"), quoted), size);
         break;
     }
 }
