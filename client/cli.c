@@ -15,7 +15,7 @@ static const struct cli_command commands[] = {
      cli_push},
     {"pull", "REF OUT", "pull a disk into one qcow2 file, a raw file, or a chain of files",
      cli_pull},
-    {"attach", "REF", "export a disk over NBD on a Unix socket", cli_attach},
+    {"attach", "[REF]", "export a disk over NBD on a Unix socket", cli_attach},
     {"snapshot", "DIR REF", "publish the state of a disk folder, running or stopped", cli_snapshot},
     {"info", "REF|DIR", "describe a disk, or the disk of a folder", cli_info},
     {"log", "REF", "list the layers of a disk, top first", cli_log},
@@ -67,10 +67,25 @@ static void overview(FILE *out)
                  "`cairn help COMMAND` explains a command; the manual is cairn(1).\n");
 }
 
+/* The commands whose first word is name ("image"), as an overview of their own; how many. */
+static int group_overview(const char *name, FILE *out)
+{
+    size_t len = strlen(name);
+    int nr = 0;
+
+    for (size_t i = 0; i < NR_COMMANDS; i++)
+        if (strncmp(commands[i].name, name, len) == 0 && commands[i].name[len] == ' ')
+            fprintf(out, "%s cairn %-13s %-12s %s\n", nr++ ? "      " : "usage:", commands[i].name,
+                    commands[i].operands, commands[i].summary);
+    return nr;
+}
+
 static int unknown_command(const char *name)
 {
     char escaped[CLI_ESCAPE_MAX];
 
+    if (group_overview(name, stderr) > 0)
+        return 2;
     fprintf(stderr, "cairn: %s is not a command; `cairn help` lists them\n",
             cli_escape(name, escaped));
     return 2;
@@ -88,11 +103,18 @@ static int help(int argc, char **argv)
         return 0;
     }
     command = find_command(argc - 1, argv + 1, &words);
+    if (!command && group_overview(argv[1], stdout) > 0)
+        return 0;
     if (!command || command->run == help)
         return unknown_command(argv[1]);
     help_argv[0] = argv[words];
     help_argv[1] = help_option;
     return command->run(2, help_argv);
+}
+
+static bool is_help(const char *arg)
+{
+    return strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0;
 }
 
 int main(int argc, char **argv)
@@ -108,10 +130,14 @@ int main(int argc, char **argv)
         printf("cairn %s\n", cairn_version());
         return 0;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+    if (is_help(argv[1])) {
         overview(stdout);
         return 0;
     }
     command = find_command(argc - 1, argv + 1, &words);
-    return command ? command->run(argc - words, argv + words) : unknown_command(argv[1]);
+    if (command)
+        return command->run(argc - words, argv + words);
+    if (argc > 2 && is_help(argv[2]) && group_overview(argv[1], stdout) > 0)
+        return 0;
+    return unknown_command(argv[1]);
 }

@@ -23,8 +23,9 @@ static void share_options(struct parser *p)
     size_t n = 0;
 
     if (!p->spec->local)
-        p->shared[n++] = (struct cli_option){"server", "URL[,URL]…", &p->common->server, NULL,
-                                             "the service (default: $CAIRN_SERVER)"};
+        p->shared[n++] =
+            (struct cli_option){"server", "URLS", &p->common->server, NULL,
+                                "of the service, with commas (default: $CAIRN_SERVER)"};
     p->shared[n++] = (struct cli_option){"quiet", NULL, NULL, &p->common->quiet,
                                          "print results and errors only (-q)"};
     p->shared[n] = (struct cli_option){"help", NULL, NULL, &p->help, "print this text (-h)"};
