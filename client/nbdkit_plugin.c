@@ -327,4 +327,5 @@ static struct nbdkit_plugin plugin = {
     .extents = plugin_extents,
 };
 
+struct nbdkit_plugin *plugin_init(void); /* which the macro defines */
 NBDKIT_REGISTER_PLUGIN(plugin)
