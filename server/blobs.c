@@ -15,8 +15,7 @@
 
 #define NAME_MAX_LEN (sizeof("layer ") + DIGEST_STR_MAX)
 
-/* -- The store's source, under the layer's name --------------------------------------------------
- */
+/* -- The store's source, under the layer's name ----------------------------------------------- */
 
 struct named_source {
     struct source is;
@@ -64,8 +63,7 @@ static int open_store_source(struct store *store, const char *key, const char *n
     return CAIRN_OK;
 }
 
-/* -- One blob
- * ---------------------------------------------------------------------------------------- */
+/* -- One blob --------------------------------------------------------------------------------- */
 
 /* Fills in src and fd. */
 static int open_parts(struct store *store, const char *key, const char *name, struct blob *blob,
@@ -108,8 +106,7 @@ void blob_unref(struct blob *blob)
     free(blob);
 }
 
-/* -- All of them
- * ---------------------------------------------------------------------------------------- */
+/* -- All of them ------------------------------------------------------------------------------ */
 
 struct blobs {
     struct store *store;

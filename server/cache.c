@@ -58,8 +58,7 @@ struct cache {
     struct shard shards[NR_SHARDS];
 };
 
-/* -- Hash table and LRU list of a shard; its lock is held ----------------------------------------
- */
+/* -- Hash table and LRU list of a shard; its lock is held ------------------------------------- */
 
 static uint64_t key_hash(const struct cache_key *key)
 {
@@ -173,8 +172,7 @@ static void *hit_locked(struct cache *cache, struct shard *shard, const struct c
     return cache->type.ref(e->value);
 }
 
-/* -- Flights -------------------------------------------------------------------------------------
- */
+/* -- Flights ---------------------------------------------------------------------------------- */
 
 static struct flight *flight_new(const struct cache_key *key)
 {
@@ -256,8 +254,7 @@ static void flight_land(struct cache *cache, struct shard *shard, struct flight 
     flight_leave_unlock(cache, shard, f);
 }
 
-/* -- The bound ------------------------------------------------------------------------------------
- */
+/* -- The bound -------------------------------------------------------------------------------- */
 
 /* Evict the oldest of one shard; false if it has none. */
 static bool evict_one(struct cache *cache, struct shard *shard)
@@ -291,8 +288,7 @@ static void keep_bound(struct cache *cache, const struct shard *filled)
     }
 }
 
-/* -- The interface
- * ----------------------------------------------------------------------------------- */
+/* -- The interface ---------------------------------------------------------------------------- */
 
 void cache_put(struct cache *cache, const struct cache_key *key, void *value)
 {

@@ -26,8 +26,7 @@
 #define BLOBS_OPEN_MIN 16u
 #define BLOBS_OPEN_MAX 4096u
 
-/* -- Opened disks ---------------------------------------------------------------------------------
- */
+/* -- Opened disks ----------------------------------------------------------------------------- */
 
 struct disk *disk_ref(struct disk *disk)
 {
@@ -228,8 +227,7 @@ int disk_open(struct disks *disks, const struct ref *ref, struct disk **ret_disk
     return code;
 }
 
-/* -- Requests
- * --------------------------------------------------------------------------------------- */
+/* -- Requests --------------------------------------------------------------------------------- */
 
 int disks_query_u64(const struct http_request *req, const char *name, uint64_t *ret_value,
                     struct cairn_error *err)
@@ -348,8 +346,7 @@ void disks_handle(struct disks *disks, const struct http_request *req, struct ht
     }
 }
 
-/* -- Life
- * ---------------------------------------------------------------------------------------------- */
+/* -- Life ------------------------------------------------------------------------------------- */
 
 static unsigned max_open_blobs(void)
 {

@@ -20,8 +20,7 @@ struct disks {
     struct cache *opened; /* struct disk by manifest digest */
 };
 
-/* -- An opened disk: immutable, shared by all requests for one manifest ---------------------------
- */
+/* -- An opened disk: immutable, shared by all requests for one manifest ----------------------- */
 
 struct disk {
     atomic_uint refs;
@@ -53,8 +52,7 @@ int disk_blob(struct disk *disk, uint32_t layer, struct blob **ret_blob, struct 
 int disk_check_l1(const struct index_l1 *l1, const struct meta_chain *chain,
                   struct cairn_error *err);
 
-/* -- Answers
- * ------------------------------------------------------------------------------------------ */
+/* -- Answers ---------------------------------------------------------------------------------- */
 
 struct disk_request {
     struct disk *disk;
@@ -80,8 +78,7 @@ void disks_reply_ref_error(struct http_reply *reply, const char *text,
 int disks_query_u64(const struct http_request *req, const char *name, uint64_t *ret_value,
                     struct cairn_error *err);
 
-/* -- JSON lists of extents, made piece by piece (disks_list.c)
- * ------------------------------------------ */
+/* -- JSON lists of extents, made piece by piece (disks_list.c) -------------------------------- */
 
 /*
  * A JSON text in the making.  next is called whenever what it made before was sent: it appends more

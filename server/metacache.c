@@ -33,8 +33,7 @@ struct metacache {
     atomic_uint_fast64_t fills;
 };
 
-/* -- Memory
- * ----------------------------------------------------------------------------------------- */
+/* -- Memory ----------------------------------------------------------------------------------- */
 
 static void *l1_ref(void *l1)
 {
@@ -74,8 +73,7 @@ static const struct cache_type slice_type = {
     .cost = slice_cost,
 };
 
-/* -- Lower tiers
- * ------------------------------------------------------------------------------------ */
+/* -- Lower tiers ------------------------------------------------------------------------------ */
 
 /* One value that is looked for; slice_nr only if l1 is given. */
 struct look_up {
@@ -154,125 +152,99 @@ static int fetch(void *arg, void **ret_value, struct cairn_error *err)
     return ask_tiers(look, look->cache->nr_tiers, ret_value, err);
 }
 
-/* -- Looking up
- * --------------------------------------------------------------------------------------- */
+/* -- Looking up ------------------------------------------------------------------------------- */
 
-static struct cache_key l1_key(const struct digest *chain_id)
-{
-    return (struct cache_key){.digest = *chain_id};
-}
-
-static struct cache_key slice_key(const struct digest *prefix_chain_id, uint32_t slice_nr)
+static struct cache_key key_of(const struct digest *prefix_chain_id, uint32_t slice_nr)
 {
     return (struct cache_key){.digest = *prefix_chain_id, .sub = slice_nr};
 }
 
-static int check_ordinal(const struct meta_chain *chain, uint32_t ordinal, struct cairn_error *err)
+/*
+ * Without the rebuild nobody's fetch is waited for either: it is the builder who asks, and might be
+ * waiting for itself.
+ */
+static int get(const struct look_up *look, bool with_rebuild, void **ret_value,
+               struct cairn_error *err)
 {
-    if (ordinal < chain->depth)
+    struct metacache *cache = look->cache;
+    struct cache *memory = look->l1 ? cache->slices : cache->l1s;
+    struct look_up arg = *look;
+    struct cache_key key;
+    int code;
+
+    if (look->ordinal >= look->chain->depth)
+        return error_set(err, CAIRN_E_CORRUPT, "chain index: prefix %u of a chain of %u layers",
+                         look->ordinal, look->chain->depth);
+    key = key_of(prefix_id(look), look->slice_nr);
+    if (with_rebuild)
+        return cache_get(memory, &key, fetch, &arg, ret_value, err);
+    *ret_value = cache_peek(memory, &key);
+    if (*ret_value)
         return CAIRN_OK;
-    return error_set(err, CAIRN_E_CORRUPT, "chain index: prefix %u of a chain of %u layers",
-                     ordinal, chain->depth);
+    code = ask_tiers(look, cache->nr_tiers - 1, ret_value, err);
+    if (code == CAIRN_OK)
+        cache_put(memory, &key, *ret_value);
+    return code;
+}
+
+static int get_l1(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                  bool with_rebuild, struct index_l1 **ret_l1, struct cairn_error *err)
+{
+    struct look_up look = {.cache = cache, .chain = chain, .ordinal = ordinal};
+    void *value;
+    int code = get(&look, with_rebuild, &value, err);
+
+    if (code == CAIRN_OK)
+        *ret_l1 = value;
+    return code;
+}
+
+static int get_slice(const struct look_up *look, bool with_rebuild, struct index_slice **ret_slice,
+                     struct cairn_error *err)
+{
+    void *value;
+    int code = get(look, with_rebuild, &value, err);
+
+    if (code == CAIRN_OK)
+        *ret_slice = value;
+    return code;
 }
 
 int metacache_l1(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
                  struct index_l1 **ret_l1, struct cairn_error *err)
 {
-    struct look_up look = {.cache = cache, .chain = chain, .ordinal = ordinal};
-    int code = check_ordinal(chain, ordinal, err);
-    struct cache_key key;
-    void *value;
+    return get_l1(cache, chain, ordinal, true, ret_l1, err);
+}
 
-    if (code != CAIRN_OK)
-        return code;
-    key = l1_key(prefix_id(&look));
-    code = cache_get(cache->l1s, &key, fetch, &look, &value, err);
-    if (code == CAIRN_OK)
-        *ret_l1 = value;
-    return code;
+int metacache_find_l1(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                      struct index_l1 **ret_l1, struct cairn_error *err)
+{
+    return get_l1(cache, chain, ordinal, false, ret_l1, err);
 }
 
 int metacache_slice(struct metacache *cache, const struct meta_chain *chain,
                     const struct index_l1 *l1, uint32_t ordinal, uint32_t slice,
                     struct index_slice **ret_slice, struct cairn_error *err)
 {
-    struct look_up look = {
-        .cache = cache,
-        .chain = chain,
-        .ordinal = ordinal,
-        .l1 = l1,
-        .slice_nr = slice,
-    };
-    int code = check_ordinal(chain, ordinal, err);
-    struct cache_key key;
-    void *value;
+    struct look_up look = {cache, chain, ordinal, l1, slice};
 
-    if (code != CAIRN_OK)
-        return code;
-    key = slice_key(prefix_id(&look), slice);
-    code = cache_get(cache->slices, &key, fetch, &look, &value, err);
-    if (code == CAIRN_OK)
-        *ret_slice = value;
-    return code;
-}
-
-/*
- * As fetch, but without the rebuild, and so without the flights of those who may be in it: the
- * builder would wait for itself.
- */
-static int find(const struct look_up *look, struct cache *memory, const struct cache_key *key,
-                void **ret_value, struct cairn_error *err)
-{
-    int code;
-
-    *ret_value = cache_peek(memory, key);
-    if (*ret_value)
-        return CAIRN_OK;
-    code = ask_tiers(look, look->cache->nr_tiers - 1, ret_value, err);
-    if (code == CAIRN_OK)
-        cache_put(memory, key, *ret_value);
-    return code;
-}
-
-int metacache_find_l1(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
-                      struct index_l1 **ret_l1, struct cairn_error *err)
-{
-    struct look_up look = {.cache = cache, .chain = chain, .ordinal = ordinal};
-    struct cache_key key = l1_key(prefix_id(&look));
-    void *value;
-    int code = find(&look, cache->l1s, &key, &value, err);
-
-    if (code == CAIRN_OK)
-        *ret_l1 = value;
-    return code;
+    return get_slice(&look, true, ret_slice, err);
 }
 
 int metacache_find_slice(struct metacache *cache, const struct meta_chain *chain,
                          const struct index_l1 *l1, uint32_t ordinal, uint32_t slice,
                          struct index_slice **ret_slice, struct cairn_error *err)
 {
-    struct look_up look = {
-        .cache = cache,
-        .chain = chain,
-        .ordinal = ordinal,
-        .l1 = l1,
-        .slice_nr = slice,
-    };
-    struct cache_key key = slice_key(prefix_id(&look), slice);
-    void *value;
-    int code = find(&look, cache->slices, &key, &value, err);
+    struct look_up look = {cache, chain, ordinal, l1, slice};
 
-    if (code == CAIRN_OK)
-        *ret_slice = value;
-    return code;
+    return get_slice(&look, false, ret_slice, err);
 }
 
-/* -- Filling
- * ------------------------------------------------------------------------------------------ */
+/* -- Filling ---------------------------------------------------------------------------------- */
 
 void metacache_fill_l1(struct metacache *cache, struct index_l1 *l1)
 {
-    struct cache_key key = l1_key(&l1->chain_id);
+    struct cache_key key = key_of(&l1->chain_id, 0);
 
     cache_put(cache->l1s, &key, l1);
     for (unsigned i = 0; i < cache->nr_tiers; i++) {
@@ -286,7 +258,7 @@ void metacache_fill_l1(struct metacache *cache, struct index_l1 *l1)
 void metacache_fill_slice(struct metacache *cache, const struct digest *prefix_chain_id,
                           uint32_t slice_nr, struct index_slice *slice)
 {
-    struct cache_key key = slice_key(prefix_chain_id, slice_nr);
+    struct cache_key key = key_of(prefix_chain_id, slice_nr);
 
     cache_put(cache->slices, &key, slice);
     for (unsigned i = 0; i < cache->nr_tiers; i++) {
@@ -309,8 +281,7 @@ int metacache_build(struct metacache *cache, const struct meta_chain *chain, uin
     return index_store_build(cache->index_store, chain, ordinal, layer, err);
 }
 
-/* -- Life and figures
- * ----------------------------------------------------------------------------------- */
+/* -- Life and figures ------------------------------------------------------------------------- */
 
 static void add_tier(struct metacache *cache, struct metacache_tier tier)
 {

@@ -42,8 +42,7 @@ int metacache_slice(struct metacache *cache, const struct meta_chain *chain,
                     const struct index_l1 *l1, uint32_t ordinal, uint32_t slice,
                     struct index_slice **ret_slice, struct cairn_error *err);
 
-/* -- Publishing
- * ------------------------------------------------------------------------------------ */
+/* -- Publishing ------------------------------------------------------------------------------- */
 
 /*
  * How many prefixes of a chain have an index object, counted from the base.  Index objects are
@@ -59,8 +58,7 @@ int metacache_nr_stored(struct metacache *cache, const struct meta_chain *chain,
 int metacache_build(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
                     struct layer *layer, struct cairn_error *err);
 
-/* -- Figures
- * ---------------------------------------------------------------------------------------- */
+/* -- Figures ---------------------------------------------------------------------------------- */
 
 struct metacache_stats {
     uint64_t hits, misses, fills, evictions, bytes, entries; /* of the memory tier */

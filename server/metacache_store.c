@@ -43,8 +43,7 @@ struct index_store {
     atomic_uint_fast64_t nr_builds, nr_write_failures;
 };
 
-/* -- Index objects --------------------------------------------------------------------------------
- */
+/* -- Index objects ---------------------------------------------------------------------------- */
 
 struct index_object {
     atomic_uint refs;
@@ -139,8 +138,7 @@ static int object_open(const struct index_store *s, const struct meta_chain *cha
     return CAIRN_OK;
 }
 
-/* -- The store tier
- * -------------------------------------------------------------------------------- */
+/* -- The store tier --------------------------------------------------------------------------- */
 
 struct object_name {
     struct index_store *s;
@@ -239,8 +237,7 @@ struct metacache_tier index_store_tier(struct index_store *s)
     };
 }
 
-/* -- Which prefixes are stored
- * ----------------------------------------------------------------------- */
+/* -- Which prefixes are stored ---------------------------------------------------------------- */
 
 static int is_stored(struct index_store *s, const struct meta_chain *chain, uint32_t ordinal,
                      bool *ret_stored, struct cairn_error *err)
@@ -287,8 +284,7 @@ int index_store_nr_stored(struct index_store *s, const struct meta_chain *chain,
     return CAIRN_OK;
 }
 
-/* -- Building one prefix
- * ------------------------------------------------------------------------------- */
+/* -- Building one prefix ---------------------------------------------------------------------- */
 
 struct build {
     struct index_store *s;
@@ -433,8 +429,7 @@ static int build_prefix(struct build *b, struct layer *layer, bool durable,
     return code;
 }
 
-/* -- Building what a prefix needs
- * ----------------------------------------------------------------------- */
+/* -- Building what a prefix needs ------------------------------------------------------------- */
 
 /*
  * Build a prefix, and before it those below that turn out to be missing.  Each is built once: if
@@ -514,8 +509,7 @@ static int rebuild(const struct object_name *name, struct index_object **ret_obj
     return code;
 }
 
-/* -- The rebuild tier
- * ------------------------------------------------------------------------------------ */
+/* -- The rebuild tier ------------------------------------------------------------------------- */
 
 static int rebuild_get_l1(void *ctx, const struct meta_chain *chain, uint32_t ordinal,
                           struct index_l1 **ret_l1, struct cairn_error *err)
@@ -553,8 +547,7 @@ struct metacache_tier index_rebuild_tier(struct index_store *s)
     };
 }
 
-/* -- The interface
- * ------------------------------------------------------------------------------------------ */
+/* -- The interface ---------------------------------------------------------------------------- */
 
 int index_store_build(struct index_store *s, const struct meta_chain *chain, uint32_t ordinal,
                       struct layer *layer, struct cairn_error *err)

@@ -28,8 +28,7 @@ struct metacache_tier {
     void *ctx;
 };
 
-/* -- What the tiers of metacache_store.c need of the cache above them
- * ------------------------------ */
+/* -- What the tiers of metacache_store.c need of the cache above them ------------------------- */
 
 /* Look-ups that stop above the rebuild: for the builder, which must not wait for itself. */
 int metacache_find_l1(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
@@ -42,8 +41,7 @@ void metacache_fill_l1(struct metacache *cache, struct index_l1 *l1);
 void metacache_fill_slice(struct metacache *cache, const struct digest *prefix_chain_id,
                           uint32_t slice_nr, struct index_slice *slice);
 
-/* -- The store and the rebuild (metacache_store.c)
- * --------------------------------------------------- */
+/* -- The store and the rebuild (metacache_store.c) -------------------------------------------- */
 
 struct index_store;
 

@@ -201,8 +201,7 @@ static void test_drop_is_for_the_value_seen(void **state)
     assert_int_equal(atomic_load(&alive), 0);
 }
 
-/* -- Threads -------------------------------------------------------------------------------------
- */
+/* -- Threads ---------------------------------------------------------------------------------- */
 
 #define NR_THREADS 8
 

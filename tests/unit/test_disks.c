@@ -78,8 +78,7 @@ static void restart(struct fixture *f)
     assert_ok(disks_new(f->store, &f->options, &f->disks, &err));
 }
 
-/* -- Chains
- * ----------------------------------------------------------------------------------------- */
+/* -- Chains ----------------------------------------------------------------------------------- */
 
 /* Put a file's bytes into the store as the chain's next layer. */
 static void push_layer(struct fixture *f, const char *file, enum layer_format format)
@@ -139,8 +138,7 @@ static uint64_t nr_builds(const struct fixture *f)
     return stats.builds;
 }
 
-/* -- Reading
- * ------------------------------------------------------------------------------------------ */
+/* -- Reading ---------------------------------------------------------------------------------- */
 
 /* The disk, as a request would open it, but without a repository. */
 static int open_chain(struct disks *disks, struct manifest *m, struct disk *disk,
@@ -208,8 +206,7 @@ static void assert_reads_as(const struct fixture *f, uint32_t depth, const char 
     assert_ok(read_and_compare(f->disks, m, expected, len, &err));
 }
 
-/* -- Index objects
- * ------------------------------------------------------------------------------------ */
+/* -- Index objects ---------------------------------------------------------------------------- */
 
 static void object_path(const struct fixture *f, uint32_t ordinal, char path[256])
 {
@@ -258,8 +255,7 @@ static void cut_object(const struct fixture *f, uint32_t ordinal, unsigned at)
     assert_int_equal(truncate(path, st.st_size * at / 1000), 0);
 }
 
-/* -- Publishing
- * ------------------------------------------------------------------------------------------ */
+/* -- Publishing ------------------------------------------------------------------------------- */
 
 static void test_published_chain_reads_as_qemu_says(void **state)
 {
@@ -406,8 +402,7 @@ static void test_stored_prefixes_are_found(void **state)
     }
 }
 
-/* -- Refusals
- * --------------------------------------------------------------------------------------------- */
+/* -- Refusals --------------------------------------------------------------------------------- */
 
 /* Write the header extension of an active layer that was started on chain_id behind the header of
  * an image without others of use. */
@@ -550,8 +545,7 @@ static void test_limits(void **state)
     assert_ok(publish(f, 3));
 }
 
-/* -- Index objects that are gone or bad
- * ------------------------------------------------------------------- */
+/* -- Index objects that are gone or bad ------------------------------------------------------- */
 
 static void test_bad_objects_are_built_anew_and_replaced(void **state)
 {

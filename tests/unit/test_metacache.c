@@ -103,8 +103,7 @@ static struct metacache_stats memory_stats(const struct fixture *f)
     return stats;
 }
 
-/* -- Tests ---------------------------------------------------------------------------------------
- */
+/* -- Tests ------------------------------------------------------------------------------------ */
 
 static void test_tiers_below_memory(void **state)
 {
