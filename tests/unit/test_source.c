@@ -30,10 +30,10 @@ static void test_file_reads_what_it_holds(void **state)
 
 static void test_file_without_a_name_is_called_by_its_path(void **state)
 {
-    CLEANUP(source_free_p) struct source *named = open_abc();
     CLEANUP(source_free_p) struct source *src = NULL;
 
     (void)state;
+    source_free(open_abc());
     assert_int_equal(source_open_file("abc", NULL, &src, NULL), CAIRN_OK);
     assert_string_equal(src->name, "abc");
 }
