@@ -27,6 +27,9 @@ static const char *const code_names[] = {
 };
 #define NR_CODES ((int) (sizeof(code_names) / sizeof(code_names[0])))
 
+/* A prefix leaves at least half of the room to what it stands before. */
+#define PREFIX_MAX (CAIRN_ERROR_MESSAGE_MAX / 2)
+
 static enum cairn_code code_of_errno(int sys_errno)
 {
     switch (sys_errno) {
@@ -86,22 +89,30 @@ int error_no_memory(struct cairn_error *err, const char *what)
     return error_set(err, CAIRN_E_NO_MEMORY, "out of memory for %s", what);
 }
 
+static void cut_copy(char *to, const char *from, size_t room)
+{
+    size_t len = strnlen(from, room - 1);
+
+    memcpy(to, from, len);
+    to[len] = 0;
+}
+
 int error_prefix(struct cairn_error *err, int code, const char *fmt, ...)
 {
-    char context[CAIRN_ERROR_MESSAGE_MAX];
     char message[CAIRN_ERROR_MESSAGE_MAX];
     size_t used;
     va_list ap;
 
     if (!err)
         return code;
-    va_start(ap, fmt);
-    vsnprintf(context, sizeof(context), fmt, ap);
-    va_end(ap);
     memcpy(message, err->message, sizeof(message));
-    used = (size_t) snprintf(err->message, sizeof(err->message), "%.*s: ",
-                             (int) sizeof(context) / 2, context);
-    snprintf(err->message + used, sizeof(err->message) - used, "%s", message);
+    va_start(ap, fmt);
+    vsnprintf(err->message, PREFIX_MAX, fmt, ap);
+    va_end(ap);
+    used = strlen(err->message);
+    err->message[used++] = ':';
+    err->message[used++] = ' ';
+    cut_copy(err->message + used, message, sizeof(err->message) - used);
     return err->code;
 }
 
