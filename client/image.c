@@ -86,7 +86,7 @@ static int make(const char *path, uint64_t virtual_size, const char *backing,
     fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0)
         return error_set_errno(err, errno, "cannot open %s", path);
-    ret = qcow2_set_backing(fd, path, backing, format, err);
+    ret = qcow2_set_backing(fd, path, backing, format, NULL, err);
     if (ret == CAIRN_OK && fsync(fd) != 0)
         ret = error_set_errno(err, errno, "cannot sync %s", path);
     return ret;

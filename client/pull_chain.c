@@ -27,12 +27,14 @@
 
 #include "checked.h"
 #include "crew.h"
+#include "layer_head.h"
 #include "qcow2_backing.h"
 #include "quote.h"
 #include "whole_file.h"
 
-#define LAYER_NAME_MAX 64
-#define MARKER         ".pulling"
+#define LAYER_NAME_MAX  64
+#define MARKER          ".pulling"
+#define PULL_HEAD_BYTES ((size_t)64 << 10) /* more than any header with all its extensions */
 
 struct chain_pull {
     struct cairn_client *client;
@@ -169,18 +171,30 @@ static int verify(struct part *part, struct cairn_error *err)
                      digest_format(&part->layer->digest, expected), digest_format(&digest, found));
 }
 
-/* Point the layer to the one below it in this folder. */
+/* Point the layer to the one below it in this folder; what that replaces is kept. */
 static int relink(struct part *part, uint32_t ordinal, struct cairn_error *err)
 {
-    const struct manifest *m = part->pull->manifest;
+    struct chain_pull *p = part->pull;
+    const struct manifest_layer *layers = p->manifest->layers;
     char below[LAYER_NAME_MAX];
+    size_t changed;
+    ssize_t len;
+    int ret;
 
     if (part->layer->format == LAYER_RAW)
         return CAIRN_OK;
+    len = pread(part->fd, part->buf, PULL_HEAD_BYTES, 0);
+    if (len < 0)
+        return io_error(part, "read", err);
     if (ordinal == 0)
-        return qcow2_set_backing(part->fd, part->name, NULL, LAYER_RAW, err);
-    return qcow2_set_backing(part->fd, part->name, layer_name(m, ordinal - 1, below),
-                             m->layers[ordinal - 1].format, err);
+        ret = qcow2_set_backing(part->fd, part->name, NULL, LAYER_RAW, &changed, err);
+    else
+        ret = qcow2_set_backing(part->fd, part->name, layer_name(p->manifest, ordinal - 1, below),
+                                layers[ordinal - 1].format, &changed, err);
+    if (ret == CAIRN_OK && changed > 0)
+        ret = layer_head_save(p->folder_fd, part->name, &part->layer->digest, part->buf,
+                              (size_t)min_u64(changed, (uint64_t)len), err);
+    return ret;
 }
 
 static int give_name(struct part *part, struct cairn_error *err)

@@ -16,6 +16,7 @@
 
 #include "checked.h"
 #include "client.h"
+#include "layer_head.h"
 #include "local_chain.h"
 #include "quote.h"
 #include "user_state.h"
@@ -53,18 +54,55 @@ static int hash_source(struct push *p, struct source *src, const struct progress
     return ret;
 }
 
+/*
+ * The layer's bytes: those of its file, or if that came from `pull --chain` and d is the digest
+ * that it had there, with the header that it had there.
+ */
+static int open_layer(const struct local_layer *layer, const struct digest *d,
+                      struct source **ret_src, struct cairn_error *err)
+{
+    struct digest pulled;
+    struct source *src;
+    int ret = local_layer_open(layer, &src, err);
+
+    if (ret != CAIRN_OK)
+        return ret;
+    if (layer_head_digest(layer->path, &pulled) && digest_equal(&pulled, d))
+        return layer_head_restore(layer->path, src, ret_src, err);
+    *ret_src = src;
+    return CAIRN_OK;
+}
+
+/* The digest of the layer's bytes, if they are those of expected; of the file's, if it is NULL. */
+static int hash_as(struct push *p, const struct local_layer *layer, const struct digest *expected,
+                   const struct progress *progress, struct digest *ret_digest,
+                   struct cairn_error *err)
+{
+    static const struct digest none;
+    CLEANUP(source_free_p) struct source *src = NULL;
+    int ret = open_layer(layer, expected ? expected : &none, &src, err);
+
+    if (ret == CAIRN_OK)
+        ret = hash_source(p, src, progress, ret_digest, err);
+    return ret;
+}
+
 static int hash_layer(struct push *p, const struct local_layer *layer,
                       const struct progress *progress, struct digest *ret_digest,
                       struct cairn_error *err)
 {
-    CLEANUP(source_free_p) struct source *src = NULL;
-    int ret;
+    struct digest pulled;
+    bool unchanged = false;
+    int ret = CAIRN_OK;
 
     if (digest_cache_get(&layer->st, ret_digest))
         return CAIRN_OK;
-    ret = local_layer_open(layer, &src, err);
-    if (ret == CAIRN_OK)
-        ret = hash_source(p, src, progress, ret_digest, err);
+    if (layer_head_digest(layer->path, &pulled)) {
+        ret = hash_as(p, layer, &pulled, progress, ret_digest, err);
+        unchanged = ret == CAIRN_OK && digest_equal(ret_digest, &pulled);
+    }
+    if (ret == CAIRN_OK && !unchanged)
+        ret = hash_as(p, layer, NULL, progress, ret_digest, err);
     if (ret == CAIRN_OK)
         ret = local_layer_check(layer, err);
     if (ret == CAIRN_OK)
@@ -119,7 +157,7 @@ static int upload_layer(struct push *p, uint32_t ordinal, const struct progress 
     const struct digest *d = &p->layers[ordinal].digest;
     CLEANUP(source_free_p) struct source *src = NULL;
     struct cairn_error changed;
-    int ret = local_layer_open(layer, &src, err);
+    int ret = open_layer(layer, d, &src, err);
 
     if (ret == CAIRN_OK)
         ret = client_upload(p->client, p->ref.repo, src, d, NULL, progress, err);

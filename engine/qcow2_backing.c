@@ -104,13 +104,11 @@ static bool build(struct first_cluster *c, const char *backing, const char *form
     return !backing || put(c, backing, name_len, name_len);
 }
 
-static int write_out(int fd, const char *file, const struct first_cluster *c,
+static int write_out(int fd, const char *file, const void *bytes, size_t len,
                      struct cairn_error *err)
 {
-    size_t len = max_u64(c->used, old_used(c));
-
     for (size_t done = 0; done < len;) {
-        ssize_t n = pwrite(fd, c->new + done, len - done, (off_t)done);
+        ssize_t n = pwrite(fd, (const uint8_t *)bytes + done, len - done, (off_t)done);
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -122,7 +120,7 @@ static int write_out(int fd, const char *file, const struct first_cluster *c,
 }
 
 static int rewrite(int fd, struct source *src, const struct qcow2_header *hdr, const char *backing,
-                   enum layer_format format, struct cairn_error *err)
+                   enum layer_format format, size_t *ret_changed, struct cairn_error *err)
 {
     const char *format_name = format == LAYER_RAW ? "raw" : "qcow2";
     struct first_cluster c = {.hdr = hdr, .size = qcow2_cluster_size(hdr)};
@@ -143,14 +141,16 @@ static int rewrite(int fd, struct source *src, const struct qcow2_header *hdr, c
             "%s: its first cluster of %zu bytes has no room for a backing file name of "
             "%zu bytes",
             src->name, c.size, backing ? strlen(backing) : 0);
-    return write_out(fd, src->name, &c, err);
+    *ret_changed = max_u64(c.used, old_used(&c));
+    return write_out(fd, src->name, c.new, *ret_changed, err);
 }
 
 int qcow2_set_backing(int fd, const char *file, const char *backing, enum layer_format format,
-                      struct cairn_error *err)
+                      size_t *ret_changed, struct cairn_error *err)
 {
     CLEANUP(source_free_p) struct source *src = NULL;
     CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
+    size_t changed = 0;
     int own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0); /* the source closes its descriptor */
     int ret;
 
@@ -165,7 +165,9 @@ int qcow2_set_backing(int fd, const char *file, const char *backing, enum layer_
         close(own_fd);
     if (ret == CAIRN_OK)
         ret = qcow2_image_open(src, 0, &image, err);
-    if (ret != CAIRN_OK || (!backing && !qcow2_image_header(image)->backing_file_offset))
-        return ret;
-    return rewrite(fd, src, qcow2_image_header(image), backing, format, err);
+    if (ret == CAIRN_OK && (backing || qcow2_image_header(image)->backing_file_offset))
+        ret = rewrite(fd, src, qcow2_image_header(image), backing, format, &changed, err);
+    if (ret == CAIRN_OK && ret_changed)
+        *ret_changed = changed;
+    return ret;
 }

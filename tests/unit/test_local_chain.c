@@ -78,7 +78,7 @@ static void set_backing(const char *name, const char *backing, enum layer_format
     struct cairn_error err;
 
     assert_true(fd >= 0);
-    if (qcow2_set_backing(fd, name, backing, format, &err) != CAIRN_OK)
+    if (qcow2_set_backing(fd, name, backing, format, NULL, &err) != CAIRN_OK)
         fail_msg("%s", err.message);
     close(fd);
 }
@@ -254,7 +254,7 @@ static void test_name_that_does_not_fit_is_refused(void **state)
     name[sizeof(name) - 1] = 0;
     shell("qemu-img create -q -f qcow2 -o cluster_size=512 a.qcow2 1M; cp a.qcow2 b.qcow2");
     fd = open(in_folder("a.qcow2"), O_RDWR | O_CLOEXEC);
-    assert_int_equal(qcow2_set_backing(fd, "a.qcow2", name, LAYER_RAW, &err), CAIRN_E_LIMIT);
+    assert_int_equal(qcow2_set_backing(fd, "a.qcow2", name, LAYER_RAW, NULL, &err), CAIRN_E_LIMIT);
     close(fd);
     shell("cmp a.qcow2 b.qcow2");
 }
