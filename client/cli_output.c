@@ -138,7 +138,7 @@ static int on_progress(void *ctx, const char *what, uint64_t done, uint64_t tota
     const bool *visible = ctx;
     double at;
 
-    if (*visible) {
+    if (*visible && total > 0) {
         at = now();
         if (strncmp(bar.what, what, sizeof(bar.what) - 1) != 0) {
             snprintf(bar.what, sizeof(bar.what), "%s", what);

@@ -47,6 +47,7 @@ int cairn_client_new(const struct cairn_client_options *options, struct cairn_cl
     if (!client)
         return error_no_memory(err, "a client");
     pthread_mutex_init(&client->progress_lock, NULL);
+    snprintf(client->what, sizeof(client->what), "request");
     if (!options)
         options = &defaults;
     if (options->struct_size != sizeof(*options))
@@ -76,19 +77,49 @@ void cairn_client_free(struct cairn_client *client)
     free(client);
 }
 
+/* Call progress with what is kept. */
+static int tell_locked(struct cairn_client *client, struct cairn_error *err)
+{
+    if (client->progress(client->progress_ctx, client->what, client->done_bytes,
+                         client->total_bytes) == 0)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_CANCELLED, "%s: cancelled", client->what);
+}
+
 int client_progress(struct cairn_client *client, const char *what, uint64_t done_bytes,
                     uint64_t total_bytes, struct cairn_error *err)
 {
-    int stop;
+    int ret;
 
     if (!client->progress)
         return CAIRN_OK;
     pthread_mutex_lock(&client->progress_lock);
-    stop = client->progress(client->progress_ctx, what, done_bytes, total_bytes);
+    snprintf(client->what, sizeof(client->what), "%s", what);
+    client->done_bytes = done_bytes;
+    client->total_bytes = total_bytes;
+    ret = tell_locked(client, err);
     pthread_mutex_unlock(&client->progress_lock);
-    if (stop)
-        return error_set(err, CAIRN_E_CANCELLED, "%s: cancelled", what);
-    return CAIRN_OK;
+    return ret;
+}
+
+static int on_poll(void *ctx, struct cairn_error *err)
+{
+    struct cairn_client *client = ctx;
+    SCOPED_LOCK(&client->progress_lock);
+
+    return tell_locked(client, err);
+}
+
+int client_request(struct cairn_client *client, const struct remote_request *request,
+                   struct remote_answer *ret_answer, struct cairn_error *err)
+{
+    struct remote_request polled = *request;
+
+    if (client->progress) {
+        polled.poll = on_poll;
+        polled.ctx = client;
+    }
+    return remote_request(client->remote, &polled, ret_answer, err);
 }
 
 int progress_at(struct cairn_client *client, const struct progress *progress, uint64_t at,
@@ -169,7 +200,7 @@ int client_get_manifest_bytes(struct cairn_client *client, const struct ref *ref
     };
     struct remote_answer answer;
     struct digest digest;
-    int ret = remote_request(client->remote, &request, &answer, err);
+    int ret = client_request(client, &request, &answer, err);
 
     ref_format(ref, what);
     if (ret != CAIRN_OK)
@@ -223,7 +254,7 @@ int client_put_manifest_bytes(struct cairn_client *client, const struct ref *ref
     };
     struct remote_answer answer;
     struct digest digest;
-    int ret = remote_request(client->remote, &request, &answer, err);
+    int ret = client_request(client, &request, &answer, err);
 
     ref_format(ref, what);
     if (ret != CAIRN_OK)
@@ -285,7 +316,7 @@ int client_has_blob(struct cairn_client *client, const char *repo, const struct 
         .idempotent = true,
     };
     struct remote_answer answer;
-    int ret = remote_request(client->remote, &request, &answer, err);
+    int ret = client_request(client, &request, &answer, err);
 
     if (ret != CAIRN_OK)
         return ret;
@@ -360,7 +391,7 @@ int cairn_remove(struct cairn_client *client, const char *ref_text, struct cairn
     if (ret != CAIRN_OK)
         return ret;
     manifest_path(&ref, path);
-    ret = remote_request(client->remote, &request, &answer, err);
+    ret = client_request(client, &request, &answer, err);
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "%s", ref_text);
     if (answer.status != 202 && answer.status != 200 && answer.status != 204)

@@ -16,7 +16,9 @@ struct cairn_client {
     struct remote *remote;
     cairn_progress_fn progress;
     void *progress_ctx;
-    pthread_mutex_t progress_lock; /* progress is called by one thread at a time */
+    pthread_mutex_t progress_lock; /* of what follows; progress is called with it held */
+    char what[128];                /* what was last told to progress */
+    uint64_t done_bytes, total_bytes;
 };
 
 CLEANUP_DEFINE(struct cairn_client *, cairn_client_free)
@@ -34,6 +36,13 @@ struct progress {
 };
 int progress_at(struct cairn_client *client, const struct progress *progress, uint64_t at,
                 struct cairn_error *err);
+
+/*
+ * remote_request for requests whose bodies are in memory: while it waits, progress is told again
+ * what it was told last, so that the caller can cancel.
+ */
+int client_request(struct cairn_client *client, const struct remote_request *request,
+                   struct remote_answer *ret_answer, struct cairn_error *err);
 
 /* -- Paths of the service -------------------------------------------------------------------- */
 

@@ -11,6 +11,8 @@
 
 /* More repositories or tags than this in one list are not listed but refused. */
 #define LIST_MAX 1000000u
+/* Three million extents. */
+#define EXTENTS_BYTES_MAX ((size_t)512 << 20)
 
 static void json_decref_p(json_t **json)
 {
@@ -33,13 +35,26 @@ static int get_disk_json(struct cairn_client *client, const char *ref_text, cons
                          json_t **ret_json, struct cairn_error *err)
 {
     char path[CLIENT_PATH_MAX];
+    const struct remote_request request = {
+        .method = "GET",
+        .path = path,
+        .body_max = EXTENTS_BYTES_MAX,
+        .idempotent = true,
+        .long_running = true, /* extents are made as they are sent */
+    };
+    struct remote_answer answer;
     struct ref ref;
     int ret = ref_parse(ref_text, &ref, err);
 
     if (ret != CAIRN_OK)
         return ret;
-    return remote_get_json(client->remote, client_disk_path(&ref, suffix, path), ref_text, ret_json,
-                           err);
+    client_disk_path(&ref, suffix, path);
+    ret = client_request(client, &request, &answer, err);
+    if (ret != CAIRN_OK)
+        return error_prefix(err, ret, "%s", ref_text);
+    ret = remote_answer_json(&answer, ref_text, ret_json, err);
+    remote_answer_release(&answer);
+    return ret;
 }
 
 static int get_disk_text(struct cairn_client *client, const char *ref, const char *suffix,
@@ -158,7 +173,7 @@ static int get_page(struct cairn_client *client, char **path, const char *field,
     const struct remote_request request = {.method = "GET", .path = *path, .idempotent = true};
     size_t before = json_array_size(list);
     struct remote_answer answer;
-    int ret = remote_request(client->remote, &request, &answer, err);
+    int ret = client_request(client, &request, &answer, err);
 
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "%s", what);
@@ -205,7 +220,7 @@ static int tag_to_json(struct cairn_client *client, const char *repo, const char
         return error_set(err, CAIRN_E_CORRUPT, "%s: the service lists the tag %s", repo,
                          quote_str(tag, quoted));
     snprintf(path, sizeof(path), "/v2/%s/manifests/%s", repo, tag);
-    ret = remote_request(client->remote, &request, &answer, err);
+    ret = client_request(client, &request, &answer, err);
     if (ret != CAIRN_OK)
         return ret;
     *ret_json = NULL;

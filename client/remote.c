@@ -157,8 +157,9 @@ static size_t on_body(char *data, size_t size, size_t nr, void *arg)
     size_t len = size * nr;
     long status = status_of(x);
 
-    if (status >= 300)
-        x->result = collect(x, data, len, ERROR_BODY_MAX);
+    if (status >= 300) /* of a long complaint the beginning will do */
+        x->result =
+            collect(x, data, min_u64(len, ERROR_BODY_MAX - x->answer->body_len), ERROR_BODY_MAX);
     else if (!request->write_body)
         x->result = collect(x, data, len, max);
     else {
@@ -403,27 +404,18 @@ int remote_answer_error(const struct remote_answer *answer, const char *what,
                      answer->status);
 }
 
-int remote_get_json(struct remote *remote, const char *path, const char *what, json_t **ret_json,
-                    struct cairn_error *err)
+int remote_answer_json(const struct remote_answer *answer, const char *what, json_t **ret_json,
+                       struct cairn_error *err)
 {
-    const struct remote_request request = {.method = "GET", .path = path, .idempotent = true};
-    struct remote_answer answer;
-    json_error_t json_err;
-    int ret = remote_request(remote, &request, &answer, err);
+    json_error_t trouble = {0};
+    json_t *json;
 
-    if (ret != CAIRN_OK)
-        return error_prefix(err, ret, "%s", what);
-    if (answer.status != 200) {
-        ret = remote_answer_error(&answer, what, err);
-    } else {
-        json_t *json = answer.body ? json_loadb(answer.body, answer.body_len, 0, &json_err) : NULL;
-
-        if (json)
-            *ret_json = json;
-        else
-            ret = error_set(err, CAIRN_E_CORRUPT, "%s: the answer is not JSON%s%s", what,
-                            answer.body ? ": " : "", answer.body ? json_err.text : "");
-    }
-    remote_answer_release(&answer);
-    return ret;
+    if (answer->status != 200)
+        return remote_answer_error(answer, what, err);
+    json = answer->body ? json_loadb(answer->body, answer->body_len, 0, &trouble) : NULL;
+    if (!json)
+        return error_set(err, CAIRN_E_CORRUPT, "%s: the answer is not JSON: %s", what,
+                         answer->body ? trouble.text : "it is empty");
+    *ret_json = json;
+    return CAIRN_OK;
 }

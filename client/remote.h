@@ -82,9 +82,9 @@ int remote_request(struct remote *remote, const struct remote_request *request,
 int remote_answer_error(const struct remote_answer *answer, const char *what,
                         struct cairn_error *err);
 
-/* GET that must give 200 and JSON; what starts the messages. */
-int remote_get_json(struct remote *remote, const char *path, const char *what, json_t **ret_json,
-                    struct cairn_error *err);
+/* The JSON of an answer that must be 200; what starts the messages. */
+int remote_answer_json(const struct remote_answer *answer, const char *what, json_t **ret_json,
+                       struct cairn_error *err);
 /* GET of exactly [off, off + len) into buf; must give 206 (or 200 for the whole), of that length
  * and, if etag is given (with its quotes), that ETag.  The hot path of remote disks: no allocation
  * of its own, no copy beyond curl's. */

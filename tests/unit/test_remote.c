@@ -429,6 +429,8 @@ static bool answer_json(struct server *server, int fd, const char *request)
 
 static void test_json_is_parsed(void **state)
 {
+    const struct remote_request request = {.method = "GET", .path = "/x"};
+    struct remote_answer answer;
     struct server server;
     struct cairn_error err;
     struct remote *remote;
@@ -437,7 +439,9 @@ static void test_json_is_parsed(void **state)
     (void)state;
     server_start(&server, answer_json);
     remote = connect_server(&server, 3000);
-    assert_int_equal(remote_get_json(remote, "/x", "thing", &json, &err), CAIRN_OK);
+    assert_int_equal(remote_request(remote, &request, &answer, &err), CAIRN_OK);
+    assert_int_equal(remote_answer_json(&answer, "thing", &json, &err), CAIRN_OK);
+    remote_answer_release(&answer);
     assert_int_equal(json_array_size(json_object_get(json, "a")), 3);
     json_decref(json);
     remote_free(remote);
