@@ -86,6 +86,26 @@ class Result:
                 f"stdout: {tail(self.stdout)}\nstderr: {tail(self.stderr)}")
 
 
+def children(pid):
+    """PIDs whose parent is pid."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = pathlib.Path(entry.path, "stat").read_text()
+                if int(stat.rpartition(")")[2].split()[1]) == pid:
+                    found.append(int(entry.name))
+    return found
+
+
+def kill_tree(pid):
+    """SIGKILL to a process and all that it started."""
+    for child in children(pid):
+        kill_tree(child)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def run(*argv, code=0, timeout=120, stdin=b"", env=None, cwd=None):
     """Run a command to its end; code is the exit code it must have, None for any."""
     argv = [str(a) for a in argv]
@@ -94,11 +114,11 @@ def run(*argv, code=0, timeout=120, stdin=b"", env=None, cwd=None):
     try:
         stdout, stderr = process.communicate(stdin, timeout * SLOWER)
     except subprocess.TimeoutExpired:
-        process.kill()
+        kill_tree(process.pid)
         stdout, stderr = process.communicate()
         stderr += f"\n(killed after {timeout * SLOWER} s)".encode()
     except BaseException:
-        process.kill()
+        kill_tree(process.pid)
         process.wait()
         raise
     result = Result(argv, process.returncode, stdout, stderr)
@@ -119,18 +139,6 @@ def wait_for(condition, what, timeout=30):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout * SLOWER} s for {what}")
         time.sleep(0.005)
-
-
-def children(pid):
-    """PIDs whose parent is pid."""
-    found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                stat = pathlib.Path(entry.path, "stat").read_text()
-                if int(stat.rpartition(")")[2].split()[1]) == pid:
-                    found.append(int(entry.name))
-    return found
 
 
 class Process:

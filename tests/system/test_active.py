@@ -7,8 +7,7 @@ import json
 import threading
 
 import qemu
-from cairntest import (BUILD, CAIRN, Case, KIB, MIB, SEED, first_difference, main, run, scaled,
-                       seeded)
+from cairntest import (BUILD, Case, KIB, MIB, SEED, first_difference, main, run, scaled, seeded)
 from nbdclient import NbdClient
 
 SECTOR = 512
@@ -170,6 +169,15 @@ class ActiveLayer(Case):
         finally:
             killer.join()
             client.close()
+
+    def test_stress(self):
+        """The engine's active layer by itself, from many threads at once; and the same killed."""
+        for mode in ("run", "kill"):
+            with self.subTest(mode=mode):
+                result = run(BUILD / "bin" / "active_stress", mode, "--seed", SEED & 0xFFFFFFFF,
+                             "--seconds", scaled(5, 60, 1800), "--dir", self.folder(mode),
+                             timeout=scaled(60, 300, 3600))
+                print(f"      {result.last_line}", flush=True)
 
     def test_second_attach_of_a_folder_is_refused(self):
         self.make_disk(4 * MIB)
