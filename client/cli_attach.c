@@ -5,8 +5,9 @@
  *
  * nbdkit holds the disk.  This process waits until its socket answers, prints the URI, passes on
  * nbdkit's messages and signals, and tells by its exit code whether the last flush succeeded, which
- * the plugin says with a byte on a pipe.  If this process is killed, the kernel ends nbdkit as
- * SIGTERM would; if nbdkit dies, this process ends with what it said last.
+ * the plugin says with a byte on a pipe.  If this process is killed, nbdkit ends as if it had
+ * been asked to (by the kernel's signal, and by the end of a pipe); if nbdkit dies, this process
+ * ends with what it said last.
  *
  * The socket is DIR/nbd.sock.  A socket's path is limited to 107 bytes: in a longer folder, and for
  * a disk without one, it is in a private folder of its own in $XDG_RUNTIME_DIR or /tmp.

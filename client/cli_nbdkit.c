@@ -82,7 +82,7 @@ static char *find_plugin(void)
 
 /* In the child; only what may be done after a fork. */
 static void become_nbdkit(const struct nbdkit *n, char *const argv[], pid_t parent, int log_fd,
-                          int closed_fd)
+                          const int kept_fds[2])
 {
     int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 
@@ -94,7 +94,8 @@ static void become_nbdkit(const struct nbdkit *n, char *const argv[], pid_t pare
     dup2(null_fd, STDIN_FILENO);
     dup2(log_fd, STDOUT_FILENO);
     dup2(log_fd, STDERR_FILENO);
-    fcntl(closed_fd, F_SETFD, 0);
+    fcntl(kept_fds[0], F_SETFD, 0);
+    fcntl(kept_fds[1], F_SETFD, 0);
     execvp(argv[0], argv);
     dprintf(STDERR_FILENO, "cannot run nbdkit: %s\n", strerror(errno));
     _exit(1);
@@ -109,9 +110,10 @@ static char *parameter(const char *name, const char *value)
 }
 
 /* NULL-terminated and malloc'ed. */
-static void make_args(const struct nbdkit_params *params, int closed_fd, char *args[ARGS_MAX])
+static void make_args(const struct nbdkit_params *params, const int kept_fds[2],
+                      char *args[ARGS_MAX])
 {
-    char closed_text[16];
+    char stop_text[16], closed_text[16];
     char *const candidates[] = {
         strdup("nbdkit"),
         strdup("-f"),
@@ -122,7 +124,8 @@ static void make_args(const struct nbdkit_params *params, int closed_fd, char *a
         parameter("ref", params->ref),
         parameter("disk", params->disk),
         parameter("server", params->server),
-        parameter("closed-fd", (sprintf(closed_text, "%d", closed_fd), closed_text)),
+        parameter("stop-fd", (sprintf(stop_text, "%d", kept_fds[0]), stop_text)),
+        parameter("closed-fd", (sprintf(closed_text, "%d", kept_fds[1]), closed_text)),
     };
     size_t nr = 0;
 
@@ -132,17 +135,17 @@ static void make_args(const struct nbdkit_params *params, int closed_fd, char *a
     args[nr] = NULL;
 }
 
-static int spawn(struct nbdkit *n, const struct nbdkit_params *params, int log_fd, int closed_fd,
-                 struct cairn_error *err)
+static int spawn(struct nbdkit *n, const struct nbdkit_params *params, int log_fd,
+                 const int kept_fds[2], struct cairn_error *err)
 {
     char *args[ARGS_MAX];
     pid_t parent = getpid();
     pid_t pid;
 
-    make_args(params, closed_fd, args);
+    make_args(params, kept_fds, args);
     pid = fork();
     if (pid == 0)
-        become_nbdkit(n, args, parent, log_fd, closed_fd);
+        become_nbdkit(n, args, parent, log_fd, kept_fds);
     for (size_t i = 0; args[i]; i++)
         free(args[i]);
     if (pid < 0)
@@ -182,21 +185,24 @@ static int take_signals(struct nbdkit *n, struct cairn_error *err)
 int nbdkit_start(struct nbdkit *n, const struct nbdkit_params *params, struct cairn_error *err)
 {
     CLEANUP_CLOSE int log_fd = -1;
+    CLEANUP_CLOSE int stop_fd = -1;
     CLEANUP_CLOSE int closed_fd = -1;
     int ret;
 
-    *n = (struct nbdkit){.signal_fd = -1, .log_fd = -1, .closed_fd = -1};
+    *n = (struct nbdkit){.signal_fd = -1, .log_fd = -1, .stop_fd = -1, .closed_fd = -1};
     ret = take_signals(n, err);
-
     if (ret == CAIRN_OK)
         ret = make_pipe(&n->log_fd, &log_fd, err);
+    if (ret == CAIRN_OK)
+        ret = make_pipe(&stop_fd, &n->stop_fd, err);
     if (ret == CAIRN_OK)
         ret = make_pipe(&n->closed_fd, &closed_fd, err);
     if (ret == CAIRN_OK)
         ret = clear_socket(params->socket, err);
-    if (ret == CAIRN_OK)
-        ret = spawn(n, params, log_fd, closed_fd, err);
-    return ret;
+    if (ret != CAIRN_OK)
+        return ret;
+    memcpy(n->socket, params->socket, sizeof(n->socket));
+    return spawn(n, params, log_fd, (const int[]){stop_fd, closed_fd}, err);
 }
 
 /* -- What nbdkit says ----------------------------------------------------------------------- */
@@ -346,7 +352,8 @@ int nbdkit_wait_ended(struct nbdkit *n, bool stop, struct cairn_error *err)
 
     while (n->pid) {
         if (stop && deadline == UINT64_MAX) {
-            kill(n->pid, SIGTERM);
+            kill(n->pid, SIGTERM);        /* also while it starts */
+            close(steal_fd(&n->stop_fd)); /* also if clients are connected */
             deadline = now_ms() + STOP_DEADLINE_S * 1000;
         }
         if (now_ms() > deadline)
@@ -364,6 +371,9 @@ int nbdkit_wait_ended(struct nbdkit *n, bool stop, struct cairn_error *err)
 
 void nbdkit_release(struct nbdkit *n)
 {
+    if (n->socket[0])
+        clear_socket(n->socket, NULL);
+    cleanup_close(&n->stop_fd);
     cleanup_close(&n->signal_fd);
     cleanup_close(&n->log_fd);
     cleanup_close(&n->closed_fd);

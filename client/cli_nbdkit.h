@@ -22,10 +22,12 @@ struct nbdkit_params {
 struct nbdkit {
     sigset_t signals; /* as they were before */
     int signal_fd;
-    int log_fd;    /* what it says */
-    int closed_fd; /* a byte, once the disk is flushed and closed */
-    pid_t pid;     /* 0: it has ended, and been waited for */
-    int status;    /* then: as waitpid gives it */
+    int log_fd;                     /* what it says */
+    int stop_fd;                    /* to be closed when it has to end */
+    int closed_fd;                  /* a byte, once the disk is flushed and closed */
+    char socket[NBDKIT_SOCKET_MAX]; /* empty: there is none of ours */
+    pid_t pid;                      /* 0: it has ended, and been waited for */
+    int status;                     /* then: as waitpid gives it */
 
     size_t line_len; /* of its words that do not end in a newline yet */
     char line[CAIRN_ERROR_MESSAGE_MAX];

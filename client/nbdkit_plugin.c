@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "cairn.h"
+#include "nbdkit_hangup.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -26,7 +27,7 @@
 
 static struct cairn_client_options options = CAIRN_CLIENT_OPTIONS_INIT;
 static const char *ref, *folder; /* interned by nbdkit, or absolute paths that live until the end */
-static int closed_fd = -1;
+static int stop_fd = -1, closed_fd = -1;
 
 static struct cairn_client *client;
 static struct cairn_disk *disk;
@@ -87,6 +88,8 @@ static int plugin_config(const char *key, const char *value)
         options.server = value;
     else if (strcmp(key, "deadline") == 0)
         return nbdkit_parse_unsigned("deadline", value, &options.deadline_ms);
+    else if (strcmp(key, "stop-fd") == 0)
+        return nbdkit_parse_int("stop-fd", value, &stop_fd);
     else if (strcmp(key, "closed-fd") == 0)
         return nbdkit_parse_int("closed-fd", value, &closed_fd);
     else {
@@ -129,16 +132,25 @@ static int open_disk(struct cairn_error *err)
 static int plugin_after_fork(void)
 {
     struct cairn_error err;
+    int error;
 
-    return outcome(open_disk(&err), &err);
+    if (outcome(open_disk(&err), &err) != 0)
+        return -1;
+    error = stop_fd >= 0 ? hangup_start(stop_fd) : 0;
+    if (error == 0)
+        return 0;
+    nbdkit_error("cannot start a thread: %s", strerror(error));
+    return -1;
 }
 
 /* Whoever started nbdkit learns by a byte on closed-fd that the last flush succeeded. */
 static void plugin_cleanup(void)
 {
     struct cairn_error err;
-    int ret = cairn_disk_close(disk, &err);
+    int ret;
 
+    hangup_end();
+    ret = cairn_disk_close(disk, &err);
     disk = NULL;
     cairn_client_free(client);
     client = NULL;
