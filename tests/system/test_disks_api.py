@@ -6,6 +6,7 @@ and what it cannot answer it refuses with a status and a clear text."""
 import hashlib
 import http.client
 import json
+import os
 import urllib.parse
 
 import qemu
@@ -44,11 +45,10 @@ class DisksApi(Case):
         self.assertEqual(answer.status, 201, answer.body)
 
     def publish(self, ref, layers, annotations=None):
-        """Put layers, (path, media type) base first, and their manifest; its digest."""
+        """Put layers, (bytes, media type) base first, and their manifest; its digest."""
         repo, _, tag = ref.partition(":")
         descriptors = []
-        for path, media_type in layers:
-            data = path.read_bytes()
+        for data, media_type in layers:
             self.put_blob(repo, data, digest_of(data))
             descriptors.append({"mediaType": media_type, "digest": digest_of(data),
                                 "size": len(data)})
@@ -88,9 +88,13 @@ class DisksApi(Case):
     def publish_chain(self, ref="vm/disk:v1"):
         """The chain under a ref; what qemu-img reads from it."""
         self.files = self.make_chain()
-        self.layers = list(zip(self.files, (RAW, QCOW2, QCOW2)))
+        self.layers = [(path.read_bytes(), media_type)
+                       for path, media_type in zip(self.files, (RAW, QCOW2, QCOW2))]
         self.manifest = self.publish(ref, self.layers, {"org.example.note": "three layers"})
-        self.digests = [digest_of(path.read_bytes()) for path in self.files]
+        self.digests = [digest_of(data) for data, _ in self.layers]
+        self.sizes = [len(data) for data, _ in self.layers]
+        # QEMU's map knows bytes, ours sectors: for it, let the base end with its last sector.
+        os.truncate(self.files[0], (self.sizes[0] + 511) // 512 * 512)
         return qemu.convert(self.files[-1], self.tmp / "oracle.raw")
 
     def refused(self, path, status, text, method="GET"):
@@ -111,14 +115,13 @@ class DisksApi(Case):
         base, middle, top = info["layers"]
         self.assertEqual([layer["digest"] for layer in info["layers"]], self.digests)
         self.assertEqual([layer["mediaType"] for layer in info["layers"]], [RAW, QCOW2, QCOW2])
-        self.assertEqual([layer["size"] for layer in info["layers"]],
-                         [path.stat().st_size for path in self.files])
+        self.assertEqual([layer["size"] for layer in info["layers"]], self.sizes)
         self.assertEqual(base["virtualSize"], (70 * MIB + 1000 + 511) // 512 * 512)
         self.assertNotIn("clusterSize", base)
         self.assertEqual((middle["clusterSize"], top["clusterSize"]), (64 * KIB, 128 * KIB))
         health = info["health"]
         shown = qemu.extent_map(self.files[-1])
-        self.assertEqual(health["bytesStored"], sum(p.stat().st_size for p in self.files))
+        self.assertEqual(health["bytesStored"], sum(self.sizes))
         self.assertEqual(health["dataBytes"], sum(e["length"] for e in shown if e["data"]))
         self.assertGreater(health["bytesHidden"], 0)
         self.assertGreater(health["extents"], 5)
@@ -188,7 +191,6 @@ class DisksApi(Case):
         extents = self.http.extents("vm/disk:v1")
         difference = qemu.first_extent_difference(extents, qemu.extent_map(self.files[-1]))
         self.assertIsNone(difference)
-        self.assertEqual(extents, [dict(e) for e in extents])
         for extent in extents:
             if extent["present"]:
                 self.assertEqual(extent["layer"], self.digests[2 - extent["depth"]])
@@ -213,7 +215,7 @@ class DisksApi(Case):
         raw.write_bytes((b"\x55" * 4096 + bytes(4096)) * 20000)
         qemu.img("convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", raw, layer)
         qemu.without_holes(layer)
-        self.publish("many:v1", [(layer, QCOW2)])
+        self.publish("many:v1", [(layer.read_bytes(), QCOW2)])
         extents = self.http.extents("many:v1")
         self.assertEqual(len(extents), 40000)
         self.assertIsNone(qemu.first_extent_difference(extents, qemu.extent_map(layer)))
