@@ -195,24 +195,31 @@ static int upload_from(struct push *p, uint32_t first, bool look, struct cairn_e
 
 /* -- The whole ------------------------------------------------------------------------------ */
 
+static int upload_and_put(struct push *p, const struct manifest *m, uint32_t first, bool look,
+                          struct digest *ret_digest, struct cairn_error *err)
+{
+    int ret = upload_from(p, first, look, err);
+
+    if (ret == CAIRN_OK)
+        ret = client_put_manifest(p->client, &p->ref, m, ret_digest, err);
+    return ret;
+}
+
 static int publish(struct push *p, struct digest *ret_digest, struct cairn_error *err)
 {
     CLEANUP(manifest_free_p) struct manifest *m = NULL;
-    uint32_t first;
+    uint32_t first = 0;
     int ret = manifest_new(p->layers, p->chain->depth, &m, err);
 
     if (ret == CAIRN_OK)
         ret = find_missing(p, &first, err);
-    if (ret == CAIRN_OK)
-        ret = upload_from(p, first, false, err);
-    if (ret == CAIRN_OK)
-        ret = client_put_manifest(p->client, &p->ref, m, ret_digest, err);
-    if ((ret != CAIRN_E_NOT_FOUND && ret != CAIRN_E_CORRUPT) || first == 0)
+    if (ret != CAIRN_OK)
         return ret;
-    /* Perhaps a blob was missing below one that was there. */
-    ret = upload_from(p, 0, true, err);
-    if (ret == CAIRN_OK)
-        ret = client_put_manifest(p->client, &p->ref, m, ret_digest, err);
+    ret = upload_and_put(p, m, first, false, ret_digest, err);
+    if (first > 0 && (ret == CAIRN_E_NOT_FOUND || ret == CAIRN_E_CORRUPT)) {
+        /* Perhaps a blob is missing below one that is there. */
+        ret = upload_and_put(p, m, 0, true, ret_digest, err);
+    }
     return ret;
 }
 

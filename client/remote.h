@@ -43,7 +43,7 @@ struct remote_request {
     uint64_t body_len;
     int (*read_body)(void *ctx, void *buf, size_t len, uint64_t off, struct cairn_error *err);
 
-    /* The answer's body, if the status is 200 or 206; collected (ret_body) if write_body is NULL.
+    /* The answer's body, if the status is 200 or 206; collected in the answer if write_body is NULL.
      * A request with write_body is not repeated once a byte was handed over. */
     int (*write_body)(void *ctx, const void *buf, size_t len, struct cairn_error *err);
     /* Called now and then while waiting; not CAIRN_OK gives up with that result. May be NULL. */

@@ -379,7 +379,7 @@ int remote_call(struct remote *remote, const struct remote_call *call, struct ca
     uint64_t deadline = now_ms() + remote->deadline_ms;
     unsigned server = atomic_load_explicit(&remote->current, memory_order_relaxed);
     struct cairn_error last; /* why the last attempt failed; err may be NULL */
-    const char *path;
+    const char *path = NULL;
     int result = path_on_servers(remote, call->path, &path, err);
 
     if (result != CAIRN_OK)
@@ -387,8 +387,8 @@ int remote_call(struct remote *remote, const struct remote_call *call, struct ca
     for (unsigned attempts = 1;; attempts++) {
         uint64_t now = now_ms();
         bool may_repeat = false;
+        struct conn *conn = NULL;
         enum attempt outcome;
-        struct conn *conn;
 
         result = conn_get(remote, deadline, &conn, &last);
         if (result != CAIRN_OK)

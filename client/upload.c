@@ -160,10 +160,13 @@ static void cancel_session(struct upload *up)
 
 /* -- Sending -------------------------------------------------------------------------------- */
 
-/* Did the answer come from a session that is intact, only not where we thought? */
-static bool out_of_step(unsigned status)
+/*
+ * Is it worth asking where the session stands?  It may be elsewhere than we thought (416, 409),
+ * gone (404), or out of reach for a moment (502 to 504).
+ */
+static bool may_go_on(unsigned status)
 {
-    return status == 416 || status == 409;
+    return status == 404 || status == 409 || status == 416 || (status >= 502 && status <= 504);
 }
 
 /* PATCH one chunk.  *ret_again: nothing is lost, ask the service where it is. */
@@ -193,7 +196,7 @@ static int send_chunk(struct upload *up, bool *ret_again, struct cairn_error *er
         up->off += len;
         ret = take_location(up, &answer, err);
     } else {
-        *ret_again = out_of_step(answer.status) || answer.status >= 502;
+        *ret_again = may_go_on(answer.status);
         ret = remote_answer_error(&answer, up->name, err);
     }
     remote_answer_release(&answer);
@@ -226,7 +229,7 @@ static int close_session(struct upload *up, bool *ret_again, struct cairn_error 
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "push %s", up->name);
     if (answer.status != 201) {
-        *ret_again = out_of_step(answer.status) || answer.status >= 502;
+        *ret_again = may_go_on(answer.status);
         ret = remote_answer_error(&answer, up->name, err);
     }
     remote_answer_release(&answer);
