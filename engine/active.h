@@ -27,13 +27,13 @@ struct active_backing {
 };
 
 struct active_options {
-    uint64_t virtual_size;        /* create: bytes, multiple of 512, at most CHAIN_VIRTUAL_SIZE_MAX */
-    unsigned cluster_bits;        /* create: 0 = 17; 14 to 21 */
-    const struct digest *parent;  /* create: chain ID recorded and named as backing; NULL: none */
-    bool parent_pending;          /* create: there is a parent, its chain ID follows later by
-                                     active_set_parent (space is kept for it) */
+    uint64_t virtual_size; /* create: bytes, multiple of 512, at most CHAIN_VIRTUAL_SIZE_MAX */
+    unsigned cluster_bits; /* create: 0 = 17; 14 to 21 */
+    const struct digest *parent;   /* create: chain ID recorded and named as backing; NULL: none */
+    bool parent_pending;           /* create: there is a parent, its chain ID follows later by
+                                      active_set_parent (space is kept for it) */
     struct active_backing backing; /* pread NULL: nothing beneath, holes are zeros */
-    size_t cache_bytes;           /* bound for L2 and refcount tables in memory; 0 = 16 MiB */
+    size_t cache_bytes;            /* bound for L2 and refcount tables in memory; 0 = 16 MiB */
 };
 
 /*
@@ -85,10 +85,10 @@ int active_map(struct active *a, uint64_t guest_off, uint64_t len, struct extent
 int active_seal(struct active *a, struct cairn_error *err);
 
 struct active_stats {
-    uint64_t backing_bytes;  /* read from beneath for copy-on-write */
-    uint64_t data_bytes;     /* guest bytes allocated */
+    uint64_t backing_bytes; /* read from beneath for copy-on-write */
+    uint64_t data_bytes;    /* guest bytes allocated */
     uint64_t file_bytes;
-    uint64_t cache_bytes;    /* metadata in memory now */
+    uint64_t cache_bytes; /* metadata in memory now */
 };
 void active_get_stats(struct active *a, struct active_stats *ret_stats);
 
