@@ -13,13 +13,21 @@
 
 struct registry;
 
-int registry_new(struct store *store, struct disks *disks, struct registry **ret_registry,
-                 struct cairn_error *err);
-void registry_free(struct registry *registry);
-void registry_handle(struct registry *registry, const struct http_request *req,
-                     struct http_reply *reply);
+struct registry_options {
+    size_t max_manifest; /* bytes; at most MANIFEST_BYTES_MAX */
+    uint64_t max_upload; /* bytes of one blob */
+};
 
-/* -- What the disk API needs of it: store look-ups by name ------------------------------------- */
+int registry_new(struct store *store, struct disks *disks, const struct registry_options *options,
+                 struct registry **ret_registry, struct cairn_error *err);
+void registry_free(struct registry *registry);
+CLEANUP_DEFINE(struct registry *, registry_free)
+
+/* The two functions of a route for `/v2/` (http.h); registry is a struct registry. */
+void registry_begin(void *registry, struct http_request *req, struct http_reply *reply);
+void registry_handle(void *registry, const struct http_request *req, struct http_reply *reply);
+
+/* -- What the disk API needs of it: store look-ups by name -------------------------------- */
 
 /* The store key of a blob: blobs/sha256/<2 hex>/<hex>. */
 #define REGISTRY_KEY_MAX 512

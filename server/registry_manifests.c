@@ -1,1 +1,461 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Manifests: OCI image manifests, kept byte for byte under their digest, and tags that point to
+ * them.
+ *
+ * A manifest is taken only when everything that it lists is in the repository, and if it is a disk
+ * only when its chain has been validated and its index stored (disks_publish).  Then, in this order
+ * and each durable before the next: the manifest, the record for its subject's referrers, the tag.
+ * So a tag never points at what is not there.  Other artifacts (signatures, for instance) are taken
+ * as they are, so that they can live beside the disks that they speak of.
+ */
+#include "registry_internal.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <microhttpd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "quote.h"
+
+#define TAG_TRIES     100
+#define TAG_VALUE_MAX 256
+#define ANNOTATIONS_MAX                                                                            \
+    (64u << 10) /* of a manifest, repeated in its subject's list of referrers                      \
+                 */
+
+CLEANUP_DEFINE(json_t *, json_decref)
+
+static void manifest_failure(const struct registry_call *call, const struct cairn_error *err)
+{
+    switch (err->code) {
+    case CAIRN_E_NOT_FOUND:
+        http_reply_error(call->reply, MHD_HTTP_NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", "%s",
+                         err->message);
+        return;
+    case CAIRN_E_CORRUPT:
+    case CAIRN_E_UNSUPPORTED:
+    case CAIRN_E_LIMIT:
+    case CAIRN_E_CONFLICT:
+    case CAIRN_E_USAGE:
+        http_reply_error(call->reply, MHD_HTTP_BAD_REQUEST, "MANIFEST_INVALID", "%s", err->message);
+        return;
+    case CAIRN_OK:
+    case CAIRN_E_IO:
+    case CAIRN_E_CANCELLED:
+    case CAIRN_E_UNAVAILABLE:
+    case CAIRN_E_NO_MEMORY:
+    case CAIRN_E_NO_SPACE:
+    case CAIRN_E_DENIED:
+        break;
+    }
+    http_reply_failure(call->reply, err);
+}
+
+/* -- Reading a document ------------------------------------------------------------------- */
+
+/* A manifest of any artifact type; disk is NULL if it is not one of ours. */
+struct document {
+    json_t *json;
+    struct manifest *disk;
+    bool has_subject;
+    struct digest subject;
+};
+
+static void document_release(struct document *doc)
+{
+    json_decref(doc->json);
+    manifest_free(doc->disk);
+}
+
+static int not_valid(struct cairn_error *err, const char *field, const char *expected)
+{
+    return error_set(err, CAIRN_E_CORRUPT, "manifest: %s is not %s", field, expected);
+}
+
+/* Digest and size of a descriptor (OCI image specification, "Content Descriptors"). */
+static int parse_descriptor(const json_t *json, const char *field, struct digest *ret_digest,
+                            uint64_t *ret_size, struct cairn_error *err)
+{
+    const char *type = json_string_value(json_object_get(json, "mediaType"));
+    const char *digest = json_string_value(json_object_get(json, "digest"));
+    const json_t *size = json_object_get(json, "size");
+
+    if (!type || !digest || !json_is_integer(size) || json_integer_value(size) < 0)
+        return not_valid(err, field, "a descriptor with mediaType, digest and size");
+    *ret_size = (uint64_t)json_integer_value(size);
+    if (digest_parse(digest, strlen(digest), ret_digest, err))
+        return error_prefix(err, CAIRN_E_USAGE, "manifest: %s.digest", field);
+    return CAIRN_OK;
+}
+
+static int check_document(struct document *doc, struct cairn_error *err)
+{
+    const json_t *media_type = json_object_get(doc->json, "mediaType");
+    const json_t *subject = json_object_get(doc->json, "subject");
+    uint64_t size;
+
+    if (json_integer_value(json_object_get(doc->json, "schemaVersion")) != 2)
+        return not_valid(err, "schemaVersion", "2");
+    if (media_type && (!json_is_string(media_type) ||
+                       strcmp(json_string_value(media_type), MANIFEST_MEDIA_TYPE) != 0))
+        return not_valid(err, "mediaType", MANIFEST_MEDIA_TYPE);
+    if (!json_is_array(json_object_get(doc->json, "layers")))
+        return not_valid(err, "layers", "an array");
+    doc->has_subject = subject != NULL;
+    return subject ? parse_descriptor(subject, "subject", &doc->subject, &size, err) : CAIRN_OK;
+}
+
+/*
+ * manifest_parse goes first in every case: it also bounds the shape of what jansson gets to see.
+ * What calls itself a disk must be one.
+ */
+static int parse_document(const void *buf, size_t len, struct document *doc,
+                          struct cairn_error *err)
+{
+    const char *artifact_type;
+    int r = manifest_parse(buf, len, &doc->disk, err);
+
+    if (r && r != CAIRN_E_UNSUPPORTED)
+        return r;
+    doc->json = json_loadb(buf, len, JSON_REJECT_DUPLICATES, NULL);
+    if (!doc->json)
+        return not_valid(err, "the document", "JSON without duplicate keys");
+    artifact_type = json_string_value(json_object_get(doc->json, "artifactType"));
+    if (r && artifact_type && strcmp(artifact_type, MANIFEST_ARTIFACT_TYPE) == 0)
+        return r;
+    return check_document(doc, err);
+}
+
+/* -- PUT ---------------------------------------------------------------------------------- */
+
+static int check_blob(const struct registry_call *call, const json_t *descriptor, const char *field,
+                      struct cairn_error *err)
+{
+    char text[DIGEST_STR_MAX];
+    uint64_t size, actual;
+    struct digest d;
+    int r = parse_descriptor(descriptor, field, &d, &size, err);
+
+    if (!r)
+        r = registry_find_blob(call->store, call->target.repo, &d, &actual, err);
+    if (r == CAIRN_E_NOT_FOUND)
+        return error_prefix(err, r, "manifest: %s", field);
+    if (!r && actual != size)
+        return error_set(err, CAIRN_E_CORRUPT,
+                         "manifest: %s: blob %s has %" PRIu64 " bytes, not %" PRIu64, field,
+                         digest_format(&d, text), actual, size);
+    return r;
+}
+
+/* Everything that the manifest lists is in the repository, with the size that it states. */
+static int check_blobs(const struct registry_call *call, const struct document *doc,
+                       struct cairn_error *err)
+{
+    const json_t *layers = json_object_get(doc->json, "layers");
+    int r = check_blob(call, json_object_get(doc->json, "config"), "config", err);
+
+    for (size_t i = 0; i < json_array_size(layers) && !r; i++) {
+        char field[32];
+
+        snprintf(field, sizeof(field), "layers[%zu]", i);
+        r = check_blob(call, json_array_get(layers, i), field, err);
+    }
+    return r;
+}
+
+/* What GET …/referrers/<subject> says of a manifest: a descriptor. */
+static json_t *referrer_record(const struct document *doc, const struct digest *d, size_t len)
+{
+    json_t *type = json_object_get(doc->json, "artifactType");
+    json_t *annotations = json_object_get(doc->json, "annotations");
+    char text[DIGEST_STR_MAX];
+
+    if (!type)
+        type = json_object_get(json_object_get(doc->json, "config"), "mediaType");
+    if (annotations && json_dumpb(annotations, NULL, 0, 0) > ANNOTATIONS_MAX)
+        annotations = NULL;
+    return json_pack("{s:s, s:s, s:I, s:O*, s:O*}", "mediaType", MANIFEST_MEDIA_TYPE, "digest",
+                     digest_format(d, text), "size", (json_int_t)len, "artifactType", type,
+                     "annotations", annotations);
+}
+
+static int put_referrer(const struct registry_call *call, const struct document *doc,
+                        const struct digest *d, size_t len, struct cairn_error *err)
+{
+    CLEANUP(json_decref_p) json_t *record = referrer_record(doc, d, len);
+    CLEANUP_FREE char *text = record ? json_dumps(record, JSON_COMPACT) : NULL;
+    char key[REGISTRY_KEY_MAX];
+    int r;
+
+    if (!text)
+        return error_no_memory(err, "a referrer's record");
+    registry_referrer_key(call->target.repo, &doc->subject, d, key);
+    r = store_put(call->store, key, text, strlen(text), STORE_PUT_IF_ABSENT, err);
+    return r == CAIRN_E_CONFLICT ? CAIRN_OK : r;
+}
+
+/* The last of several who set a tag at once wins. */
+static int set_tag(const struct registry_call *call, const char *tag, const struct digest *d,
+                   struct cairn_error *err)
+{
+    char key[REGISTRY_KEY_MAX], text[DIGEST_STR_MAX];
+    int r = CAIRN_E_CONFLICT;
+
+    registry_tag_key(call->target.repo, tag, key);
+    digest_format(d, text);
+    for (int i = 0; i < TAG_TRIES && r == CAIRN_E_CONFLICT; i++) {
+        CLEANUP_FREE void *old = NULL;
+        size_t len;
+
+        r = store_get(call->store, key, TAG_VALUE_MAX, &old, &len, err);
+        if (r == CAIRN_OK || r == CAIRN_E_NOT_FOUND)
+            r = store_cas(call->store, key, old, text, err);
+    }
+    return r;
+}
+
+static int store_manifest(const struct registry_call *call, const struct document *doc,
+                          const struct digest *d, const char *tag, struct cairn_error *err)
+{
+    char key[REGISTRY_KEY_MAX];
+    size_t len;
+    const void *body = http_body(call->req, &len);
+    int r = store_put(call->store, registry_repo_key(call->target.repo, "_manifests", d, key), body,
+                      len, STORE_PUT_IF_ABSENT, err);
+
+    if (r == CAIRN_E_CONFLICT)
+        r = CAIRN_OK;
+    if (!r && doc->has_subject)
+        r = put_referrer(call, doc, d, len, err);
+    if (!r && tag)
+        r = set_tag(call, tag, d, err);
+    return r;
+}
+
+static bool is_manifest_type(const char *content_type)
+{
+    size_t n = content_type ? strcspn(content_type, "; ") : 0;
+
+    return n == strlen(MANIFEST_MEDIA_TYPE) && memcmp(content_type, MANIFEST_MEDIA_TYPE, n) == 0;
+}
+
+/* The headers and the name fit the body; *ret_tag is NULL for a PUT by digest. */
+static bool check_request(const struct registry_call *call, const struct digest *d,
+                          const char **ret_tag)
+{
+    const char *name = call->target.name, *type = http_header(call->req, "Content-Type");
+    char quoted[QUOTE_MAX], text[DIGEST_STR_MAX];
+    struct digest stated;
+
+    if (!is_manifest_type(type)) {
+        http_reply_error(call->reply, MHD_HTTP_BAD_REQUEST, "MANIFEST_INVALID",
+                         "Content-Type %s is not supported, expected " MANIFEST_MEDIA_TYPE,
+                         quote_str(type ? type : "", quoted));
+        return false;
+    }
+    *ret_tag = ref_valid_tag(name) ? name : NULL;
+    if (*ret_tag)
+        return true;
+    if (strchr(name, ':')) {
+        if (!registry_target_digest(call, &stated))
+            return false;
+        if (digest_equal(&stated, d))
+            return true;
+        http_reply_error(call->reply, MHD_HTTP_BAD_REQUEST, "DIGEST_INVALID",
+                         "the manifest's digest is %s", digest_format(d, text));
+        return false;
+    }
+    http_reply_error(call->reply, MHD_HTTP_BAD_REQUEST, "TAG_INVALID",
+                     "%s is neither a tag nor a digest", quote_str(name, quoted));
+    return false;
+}
+
+static void put_manifest(const struct registry_call *call)
+{
+    __attribute__((cleanup(document_release))) struct document doc = {0};
+    struct cairn_error err;
+    struct digest d;
+    const char *tag;
+    size_t len;
+    const void *body = http_body(call->req, &len);
+    int r;
+
+    digest_of(body, len, &d);
+    if (!check_request(call, &d, &tag))
+        return;
+    r = parse_document(body, len, &doc, &err);
+    if (!r)
+        r = check_blobs(call, &doc, &err);
+    if (!r && doc.disk)
+        r = disks_publish(call->registry->disks, doc.disk, &err);
+    if (r) {
+        manifest_failure(call, &err);
+        return;
+    }
+    r = store_manifest(call, &doc, &d, tag, &err);
+    if (r) {
+        http_reply_failure(call->reply, &err);
+        return;
+    }
+    if (doc.has_subject) {
+        char text[DIGEST_STR_MAX];
+
+        http_reply_header(call->reply, "OCI-Subject", "%s", digest_format(&doc.subject, text));
+    }
+    registry_reply_digest(call, &d, "manifests");
+    http_reply_status(call->reply, MHD_HTTP_CREATED);
+}
+
+/* -- GET, HEAD ---------------------------------------------------------------------------- */
+
+static void unknown_manifest(const struct registry_call *call, const char *message)
+{
+    http_reply_error(call->reply, MHD_HTTP_NOT_FOUND, "MANIFEST_UNKNOWN", "%s", message);
+}
+
+/* The ref that the path means; false when there can be no such manifest, and that was replied. */
+static bool target_ref(const struct registry_call *call, struct ref *ret_ref)
+{
+    const char *name = call->target.name;
+
+    *ret_ref = (struct ref){0};
+    memcpy(ret_ref->repo, call->target.repo, sizeof(ret_ref->repo));
+    if (ref_valid_tag(name)) {
+        snprintf(ret_ref->tag, sizeof(ret_ref->tag), "%s", name);
+        return true;
+    }
+    if (strchr(name, ':'))
+        return registry_target_digest(call, &ret_ref->digest);
+    unknown_manifest(call, "the path has neither a tag nor a digest");
+    return false;
+}
+
+static void get_manifest(const struct registry_call *call)
+{
+    char key[REGISTRY_KEY_MAX], text[DIGEST_STR_MAX], etag[DIGEST_STR_MAX + 2];
+    struct cairn_error err;
+    struct digest d;
+    struct ref ref;
+    uint64_t size;
+    int r;
+
+    if (!target_ref(call, &ref))
+        return;
+    r = registry_resolve(call->store, &ref, &d, &err);
+    if (!r)
+        r = store_head(call->store, registry_repo_key(ref.repo, "_manifests", &d, key), &size,
+                       &err);
+    if (r) {
+        http_reply_failure(call->reply, &err);
+        return;
+    }
+    snprintf(etag, sizeof(etag), "\"%s\"", digest_format(&d, text));
+    registry_reply_digest(call, &d, NULL);
+    http_reply_header(call->reply, "ETag", "%s", etag);
+    if (http_not_modified(call->req, etag))
+        http_reply_status(call->reply, MHD_HTTP_NOT_MODIFIED);
+    else
+        registry_reply_object(call, MHD_HTTP_OK, MANIFEST_MEDIA_TYPE, key, 0, size);
+}
+
+/* -- DELETE ------------------------------------------------------------------------------- */
+
+struct untag {
+    const struct registry_call *call;
+    char digest[DIGEST_STR_MAX];
+};
+
+/* Remove a tag if it points to the manifest that goes. */
+static int untag(void *arg, const char *name, bool is_prefix, struct cairn_error *err)
+{
+    const struct untag *u = arg;
+    char key[REGISTRY_KEY_MAX];
+    int r;
+
+    if (is_prefix || !ref_valid_tag(name))
+        return CAIRN_OK;
+    registry_tag_key(u->call->target.repo, name, key);
+    r = store_cas(u->call->store, key, u->digest, NULL, err);
+    return r == CAIRN_E_CONFLICT ? CAIRN_OK : r;
+}
+
+static int delete_referrer(const struct registry_call *call, const struct digest *d,
+                           struct cairn_error *err)
+{
+    __attribute__((cleanup(document_release))) struct document doc = {0};
+    char key[REGISTRY_KEY_MAX];
+    CLEANUP_FREE void *buf = NULL;
+    size_t len;
+    int r = store_get(call->store, registry_repo_key(call->target.repo, "_manifests", d, key),
+                      MANIFEST_BYTES_MAX, &buf, &len, err);
+
+    if (r || parse_document(buf, len, &doc, NULL) || !doc.has_subject)
+        return r;
+    r = store_delete(call->store, registry_referrer_key(call->target.repo, &doc.subject, d, key),
+                     err);
+    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
+}
+
+/* The tags first, the manifest last: what fails in between can be done again. */
+static int delete_manifest(const struct registry_call *call, const struct digest *d,
+                           struct cairn_error *err)
+{
+    struct untag u = {.call = call};
+    char key[REGISTRY_KEY_MAX];
+    int r;
+
+    digest_format(d, u.digest);
+    snprintf(key, sizeof(key), "repos/%s/_tags/", call->target.repo);
+    r = store_list(call->store, key, NULL, untag, &u, err);
+    if (!r)
+        r = delete_referrer(call, d, err);
+    if (!r)
+        r = store_delete(call->store, registry_repo_key(call->target.repo, "_manifests", d, key),
+                         err);
+    return r;
+}
+
+static int delete_tag(const struct registry_call *call, const char *tag, struct cairn_error *err)
+{
+    char key[REGISTRY_KEY_MAX];
+    int r = store_delete(call->store, registry_tag_key(call->target.repo, tag, key), err);
+
+    if (r == CAIRN_E_NOT_FOUND)
+        return error_set(err, r, "no tag %s in repository %s", tag, call->target.repo);
+    return r;
+}
+
+static void delete_by_name(const struct registry_call *call)
+{
+    struct cairn_error err;
+    struct digest d;
+    struct ref ref;
+    int r;
+
+    if (!target_ref(call, &ref))
+        return;
+    if (ref.tag[0]) {
+        r = delete_tag(call, ref.tag, &err);
+    } else {
+        r = registry_resolve(call->store, &ref, &d, &err);
+        if (!r)
+            r = delete_manifest(call, &d, &err);
+    }
+    if (r)
+        http_reply_failure(call->reply, &err);
+    else
+        http_reply_status(call->reply, MHD_HTTP_ACCEPTED);
+}
+
+void registry_manifest(const struct registry_call *call)
+{
+    if (http_method(call->req) == HTTP_PUT)
+        put_manifest(call);
+    else if (http_method(call->req) == HTTP_DELETE)
+        delete_by_name(call);
+    else
+        get_manifest(call);
+}

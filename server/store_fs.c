@@ -6,11 +6,14 @@
  *   uploads/<id>/          one upload: `owner` and `data` (store_fs_uploads.c)
  *   tmp/                   files being written; what a crash leaves is removed an hour later
  *   locks/<2 hex>          one lock file for each 256th of the keys that compare-and-set changes
+ *   locks/folders          held while folders are made
  *
- * Writing: to a temporary name, fsync, move to the key's path without replacing, fsync the folder,
- * and before that every folder that had to be made.  A file under a key is therefore always
- * complete, and a call that succeeded has made it durable.  Several processes may work on one
- * folder: nothing is decided by what a process remembers.
+ * Writing: to a temporary name, fsync, move to the key's path without replacing, fsync the folder.
+ * A folder that is missing is made and its parent synced under a lock, and whoever put a file into
+ * a folder passes that lock once before reporting success: so nobody relies on a folder that
+ * somebody else has made and not synced yet.  A file under a key is therefore always complete, and
+ * a call that succeeded has made it durable.  Several processes may work on one store: nothing is
+ * decided by what a process remembers.
  *
  * No path leaves the root: keys have been checked, and the last component is never followed if it
  * is a symbolic link (an administrator may link whole folders elsewhere, within one file system).
@@ -31,7 +34,6 @@
 #define TEMP_MAX        64
 #define TEMP_DEAD_AFTER 3600        /* seconds: one buffer is written in far less */
 #define LOCK_WAIT_NS    10000000000 /* longest wait for another process's lock */
-#define PUBLISH_TRIES   16          /* each lost to somebody who removes the folder as empty */
 
 /* -- Small file helpers ------------------------------------------------------------------- */
 
@@ -100,12 +102,12 @@ static uint64_t now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
-int store_fs_lock(int fd, const char *what, struct cairn_error *err)
+int store_fs_lock(int fd, int operation, const char *what, struct cairn_error *err)
 {
     const uint64_t deadline = now_ns() + LOCK_WAIT_NS;
     struct timespec pause = {.tv_nsec = 50000};
 
-    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    while (flock(fd, operation | LOCK_NB) != 0) {
         if (errno != EWOULDBLOCK && errno != EINTR)
             return error_set_errno(err, errno, "cannot lock %s", what);
         if (now_ns() > deadline)
@@ -161,59 +163,105 @@ static int make_folders(const struct store_fs *fs, const char *path, struct cair
     return CAIRN_OK;
 }
 
+/* Take the lock on folders, shared or exclusive, until *ret_fd is closed. */
+static int lock_folders(const struct store_fs *fs, int operation, int *ret_fd,
+                        struct cairn_error *err)
+{
+    CLEANUP_CLOSE int fd =
+        openat(fs->root, "locks/folders", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0640);
+    int r;
+
+    if (fd < 0)
+        return error_set_errno(err, errno, "cannot open the lock on the store's folders");
+    r = store_fs_lock(fd, operation, "the store's folders", err);
+    if (!r)
+        *ret_fd = steal_fd(&fd);
+    return r;
+}
+
+/* Whatever folder can be seen now is durable when this returns. */
+static int wait_for_folders(const struct store_fs *fs, struct cairn_error *err)
+{
+    CLEANUP_CLOSE int lock = -1;
+
+    return lock_folders(fs, LOCK_SH, &lock, err);
+}
+
 /*
  * Remove the folders that path was the last object of, so that a repository without objects does
- * not show.  Whoever comes to put something there makes them again (store_fs_publish).
+ * not show.  Best effort but for what was removed: that is durable.
  */
-static void remove_empty_folders(const struct store_fs *fs, const char *path)
+static int remove_empty_folders(const struct store_fs *fs, const char *path,
+                                struct cairn_error *err)
 {
-    char folder[STORE_KEY_MAX + 1];
+    char folder[STORE_KEY_MAX + 1], removed[STORE_KEY_MAX + 1] = "";
+    CLEANUP_CLOSE int lock = -1;
     char *slash;
+    int r;
 
+    if (strncmp(path, "repos/", 6) != 0)
+        return CAIRN_OK;
+    r = lock_folders(fs, LOCK_EX, &lock, err);
     snprintf(folder, sizeof(folder), "%s", path);
-    while ((slash = strrchr(folder, '/'))) {
+    while (!r && (slash = strrchr(folder, '/'))) {
         *slash = 0;
         if (strncmp(folder, "repos/", 6) != 0 || unlinkat(fs->root, folder, AT_REMOVEDIR) != 0)
-            return;
+            break;
+        strcpy(removed, folder);
     }
+    return removed[0] ? sync_folder_of(fs, removed, err) : r;
 }
 
 /* -- Writing ------------------------------------------------------------------------------ */
 
-/* Move without replacing, or replace.  Where the file system has no such move (NFS), link and
- * unlink: then an upload's data has two names for a moment, which store_fs_uploads.c expects. */
+/*
+ * Move without replacing, or replace; 0 or an errno.  Where the file system has no such move (NFS),
+ * link and unlink: then an upload's data has two names for a moment, which store_fs_uploads.c
+ * expects.
+ */
 static int move_file(int root, const char *from, const char *to, bool replace)
 {
     if (replace)
-        return renameat(root, from, root, to);
+        return renameat(root, from, root, to) == 0 ? 0 : errno;
     if (renameat2(root, from, root, to, RENAME_NOREPLACE) == 0)
         return 0;
     if (errno != EINVAL && errno != ENOSYS)
-        return -1;
+        return errno;
     if (linkat(root, from, root, to, 0) != 0)
-        return -1;
+        return errno;
     unlinkat(root, from, 0);
     return 0;
+}
+
+/* The same where the folder is missing: nobody removes it before the file is in it. */
+static int make_folders_and_move(const struct store_fs *fs, const char *from, const char *key,
+                                 bool replace, int *ret_errno, struct cairn_error *err)
+{
+    CLEANUP_CLOSE int lock = -1;
+    int r = lock_folders(fs, LOCK_EX, &lock, err);
+
+    if (!r)
+        r = make_folders(fs, key, err);
+    if (!r)
+        *ret_errno = move_file(fs->root, from, key, replace);
+    return r;
 }
 
 int store_fs_publish(const struct store_fs *fs, const char *from, const char *key, bool replace,
                      struct cairn_error *err)
 {
-    int failed = move_file(fs->root, from, key, replace), sys_errno = errno, r;
+    int failed = move_file(fs->root, from, key, replace);
+    int r = failed == ENOENT ? make_folders_and_move(fs, from, key, replace, &failed, err)
+                             : wait_for_folders(fs, err);
 
-    for (int i = 0; failed && sys_errno == ENOENT && i < PUBLISH_TRIES; i++) {
-        r = make_folders(fs, key, err);
-        if (r)
-            return r;
-        failed = move_file(fs->root, from, key, replace);
-        sys_errno = errno;
-    }
-    if (failed && sys_errno != EEXIST)
-        return error_set_errno(err, sys_errno, "cannot store %s", key);
+    if (r)
+        return r;
+    if (failed && failed != EEXIST)
+        return error_set_errno(err, failed, "cannot store %s", key);
     r = sync_folder_of(fs, key, err);
-    if (failed && (!r || r == CAIRN_E_NOT_FOUND)) /* it existed; it may be gone again */
-        return error_set(err, CAIRN_E_CONFLICT, "%s exists already", key);
-    return r;
+    if (r && r != CAIRN_E_NOT_FOUND) /* not found: deleted again since, with its folder */
+        return r;
+    return failed ? error_set(err, CAIRN_E_CONFLICT, "%s exists already", key) : CAIRN_OK;
 }
 
 static int write_temp(const struct store_fs *fs, const char *temp, const char *key, const void *buf,
@@ -248,7 +296,7 @@ static int put(struct store *store, const char *key, const void *buf, size_t len
     return r;
 }
 
-static int delete (struct store *store, const char *key, struct cairn_error *err)
+static int delete_object(struct store *store, const char *key, struct cairn_error *err)
 {
     const struct store_fs *fs = store_fs_of(store);
     int r;
@@ -256,8 +304,9 @@ static int delete (struct store *store, const char *key, struct cairn_error *err
     if (unlinkat(fs->root, key, 0) != 0)
         return lookup_failed(errno == EISDIR ? ENOENT : errno, key, err);
     r = sync_folder_of(fs, key, err);
-    remove_empty_folders(fs, key);
-    return r;
+    if (r && r != CAIRN_E_NOT_FOUND) /* not found: somebody has removed the folder already */
+        return r;
+    return remove_empty_folders(fs, key, err);
 }
 
 /* -- Reading ------------------------------------------------------------------------------ */
@@ -434,7 +483,7 @@ static int lock_key(const struct store_fs *fs, const char *key, int *ret_fd,
     fd = openat(fs->root, path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0640);
     if (fd < 0)
         return error_set_errno(err, errno, "cannot open lock of %s", key);
-    r = store_fs_lock(fd, key, err);
+    r = store_fs_lock(fd, LOCK_EX, key, err);
     if (!r)
         *ret_fd = steal_fd(&fd);
     return r;
@@ -468,7 +517,7 @@ static int cas(struct store *store, const char *key, const char *old_value, cons
         return r;
     if (new_value)
         return put(store, key, new_value, strlen(new_value), STORE_PUT_REPLACE, err);
-    return old_value ? delete (store, key, err) : CAIRN_OK;
+    return old_value ? delete_object(store, key, err) : CAIRN_OK;
 }
 
 /* -- Opening ------------------------------------------------------------------------------ */
@@ -493,22 +542,6 @@ static void remove_dead_temps(const struct store_fs *fs)
     closedir(dir);
 }
 
-/* One folder per first two hex digits; made beforehand, so that no put has to. */
-static int make_fanout(const struct store_fs *fs, const char *parent, struct cairn_error *err)
-{
-    char path[64];
-    bool made = false;
-
-    for (unsigned i = 0; i < 256; i++) {
-        snprintf(path, sizeof(path), "%s/%02x", parent, i);
-        if (mkdirat(fs->root, path, 0750) == 0)
-            made = true;
-        else if (errno != EEXIST)
-            return error_set_errno(err, errno, "cannot make folder %s in the store", path);
-    }
-    return made ? sync_folder_of(fs, path, err) : CAIRN_OK;
-}
-
 static int make_layout(const struct store_fs *fs, struct cairn_error *err)
 {
     static const char *const folders[] = {"tmp/",   "locks/",        "uploads/",
@@ -517,10 +550,6 @@ static int make_layout(const struct store_fs *fs, struct cairn_error *err)
 
     for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]) && !r; i++)
         r = make_folders(fs, folders[i], err);
-    if (!r)
-        r = make_fanout(fs, "blobs/sha256", err);
-    if (!r)
-        r = make_fanout(fs, "index", err);
     return r;
 }
 
@@ -560,7 +589,7 @@ static const struct store_ops fs_ops = {
     .get = get,
     .open_source = open_source,
     .open_fd = open_fd,
-    .delete = delete,
+    .delete = delete_object,
     .list = list,
     .cas = cas,
     .upload_new = store_fs_upload_new,

@@ -24,9 +24,9 @@ int store_fs_read(int fd, void *buf, size_t len, uint64_t off, const char *what,
 int store_fs_write(int fd, const void *buf, size_t len, uint64_t off, const char *what,
                    struct cairn_error *err);
 
-/* Hold an exclusive lock on fd's file among all processes until fd is closed; waiting ends with
- * CAIRN_E_UNAVAILABLE at a deadline. */
-int store_fs_lock(int fd, const char *what, struct cairn_error *err);
+/* Hold a lock on fd's file (LOCK_SH or LOCK_EX) among all threads and processes until fd is closed;
+ * waiting ends with CAIRN_E_UNAVAILABLE at a deadline. */
+int store_fs_lock(int fd, int operation, const char *what, struct cairn_error *err);
 
 /*
  * Give the synced file at path from its place in the store, key, and make that durable.

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -119,7 +120,7 @@ static int claim(const struct store_fs *fs, const char *id, int *ret_fd, uint64_
     int r = store_fs_open_file(fs, upload_path(id, "data", path), O_RDWR, path, &fd, ret_size, err);
 
     if (!r)
-        r = store_fs_lock(fd, path, err);
+        r = store_fs_lock(fd, LOCK_EX, path, err);
     if (!r)
         r = check_claimed(fs, id, fd, ret_size, err);
     if (!r)

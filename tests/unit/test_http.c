@@ -33,7 +33,7 @@ struct fixture {
     uint64_t received; /* by sinks */
 };
 
-/* -- Handlers under test ---- */
+/* -- Handlers under test ------------------------------------------------------------------ */
 
 static unsigned char pattern(uint64_t off)
 {
@@ -197,7 +197,7 @@ static void handle_sum(void *ctx, const struct http_request *req, struct http_re
     http_reply_buffer(reply, 201, "text/plain", text, (size_t)len);
 }
 
-/* -- Server and client ---- */
+/* -- Server and client -------------------------------------------------------------------- */
 
 static struct http_route routes[] = {
     {"/echo", HTTP_POST | HTTP_PUT, 3000000, NULL, handle_echo, NULL},
@@ -395,7 +395,7 @@ static void wait_until_freed(const unsigned *counter, unsigned nr)
         usleep(1000);
 }
 
-/* -- Targets ---- */
+/* -- Targets ------------------------------------------------------------------------------ */
 
 static void test_path_and_query_are_decoded_once(void **state)
 {
@@ -462,7 +462,7 @@ static void test_request_id_is_kept_or_made(void **state)
     free(a.text);
 }
 
-/* -- Replies ---- */
+/* -- Replies ------------------------------------------------------------------------------ */
 
 static void assert_pattern(const struct answer *a, uint64_t len)
 {
@@ -567,7 +567,7 @@ static void test_connection_is_kept(void **state)
     free(a.text);
 }
 
-/* -- Bodies ---- */
+/* -- Bodies ------------------------------------------------------------------------------- */
 
 static void test_collected_body(void **state)
 {
@@ -737,7 +737,7 @@ static void test_many_connections_at_once(void **state)
     }
 }
 
-/* -- The pool, and stopping ---- */
+/* -- The pool, and stopping --------------------------------------------------------------- */
 
 static void test_full_queue_is_503(void **state)
 {

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside the registry: what a path names, and what its parts (blobs, uploads, manifests, lists)
+ * share.
+ */
+#ifndef SERVER_REGISTRY_INTERNAL_H
+#define SERVER_REGISTRY_INTERNAL_H
+
+#include "registry.h"
+
+#define REGISTRY_REPO_MAX 256
+
+enum registry_resource {
+    REGISTRY_BASE,
+    REGISTRY_CATALOG,
+    REGISTRY_TAGS,
+    REGISTRY_REFERRERS,
+    REGISTRY_BLOB,
+    REGISTRY_MANIFEST,
+    REGISTRY_UPLOADS,
+    REGISTRY_UPLOAD,
+};
+
+struct registry_target {
+    enum registry_resource resource;
+    char repo[REGISTRY_REPO_MAX]; /* valid */
+    const char *name;             /* digest, ref or ID: the path's last component, as it came */
+};
+
+struct sessions;
+
+struct registry {
+    struct store *store;
+    struct disks *disks;
+    struct registry_options options;
+    struct sessions *sessions;
+};
+
+/* One request on one resource. */
+struct registry_call {
+    struct registry *registry;
+    struct store *store;
+    const struct http_request *req;
+    struct http_reply *reply;
+    struct registry_target target;
+};
+
+/* -- Keys --------------------------------------------------------------------------------- */
+
+/* repos/<repo>/<kind>/<hex>, with kind `_blobs` or `_manifests`. */
+char *registry_repo_key(const char *repo, const char *kind, const struct digest *d,
+                        char key[REGISTRY_KEY_MAX]);
+char *registry_tag_key(const char *repo, const char *tag, char key[REGISTRY_KEY_MAX]);
+/* repos/<repo>/_referrers/<subject>/, and the record of a manifest that refers to the subject. */
+char *registry_referrers_prefix(const char *repo, const struct digest *subject,
+                                char key[REGISTRY_KEY_MAX]);
+char *registry_referrer_key(const char *repo, const struct digest *subject,
+                            const struct digest *manifest, char key[REGISTRY_KEY_MAX]);
+
+/* -- Replies ------------------------------------------------------------------------------ */
+
+/* Digest of the target's name; false when 400 DIGEST_INVALID has been replied. */
+bool registry_target_digest(const struct registry_call *call, struct digest *ret_digest);
+
+/*
+ * Reply with [off, off + len) of the object key by sendfile, or through the store where it has no
+ * file descriptors.
+ */
+void registry_reply_object(const struct registry_call *call, unsigned status,
+                           const char *content_type, const char *key, uint64_t off, uint64_t len);
+
+/* `Docker-Content-Digest` and, if location is given, `Location: /v2/<repo>/<location>/<digest>`. */
+void registry_reply_digest(const struct registry_call *call, const struct digest *d,
+                           const char *location);
+
+/* -- Blobs (registry_blobs.c) ------------------------------------------------------------- */
+
+/* The size of a blob that the repository may see; CAIRN_E_NOT_FOUND if it may not, or there is
+ * none. */
+int registry_find_blob(struct store *store, const char *repo, const struct digest *d,
+                       uint64_t *ret_size, struct cairn_error *err);
+/* Let the repository see a blob that is in the store. */
+int registry_show_blob(struct store *store, const char *repo, const struct digest *d, uint64_t size,
+                       struct cairn_error *err);
+void registry_blob(const struct registry_call *call);
+
+/* -- Uploads (registry_uploads.c) --------------------------------------------------------- */
+
+int sessions_new(struct sessions **ret_sessions, struct cairn_error *err);
+void sessions_free(struct sessions *sessions);
+/* Before the body of POST, PATCH and PUT. */
+void registry_begin_upload(const struct registry_call *call, struct http_request *req);
+void registry_uploads(const struct registry_call *call); /* POST */
+void registry_upload(const struct registry_call *call);  /* GET, PATCH, PUT, DELETE */
+
+/* -- Manifests (registry_manifests.c) and lists (registry_lists.c) ------------------------ */
+
+void registry_manifest(const struct registry_call *call);
+void registry_tags(const struct registry_call *call);
+void registry_catalog(const struct registry_call *call);
+void registry_referrers(const struct registry_call *call);
+
+#endif
