@@ -1,1 +1,193 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cairnd: puts the parts together, serves until SIGINT or SIGTERM, and takes them apart again in
+ * the opposite order.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "disks.h"
+#include "http.h"
+#include "log.h"
+#include "params.h"
+#include "registry.h"
+#include "store.h"
+
+static void handle_health(void *ctx, const struct http_request *req, struct http_reply *reply)
+{
+    char *text = strdup("ok\n");
+
+    (void)ctx;
+    (void)req;
+    http_reply_buffer(reply, 200, "text/plain", text, text ? 3 : 0);
+}
+
+static void handle_disks(void *ctx, const struct http_request *req, struct http_reply *reply)
+{
+    disks_handle(ctx, req, reply);
+}
+
+/* Connections and open layers are file descriptors: take as many as the system lets us have. */
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+/* Whoever waits for the file sees all of the address or no file. */
+static int write_port_file(const char *path, const char *address, struct cairn_error *err)
+{
+    char temporary[4096];
+    FILE *file;
+    bool failed;
+
+    if ((size_t)snprintf(temporary, sizeof(temporary), "%s.tmp", path) >= sizeof(temporary))
+        return error_set(err, CAIRN_E_USAGE, "--port-file: the name is too long");
+    file = fopen(temporary, "we");
+    if (!file)
+        return error_set_errno(err, errno, "cannot write %s", temporary);
+    failed = fprintf(file, "%s\n", address) < 0;
+    failed |= fclose(file) != 0;
+    if (failed || rename(temporary, path) != 0) {
+        int failure = errno;
+
+        unlink(temporary);
+        return error_set_errno(err, failure, "cannot write %s", path);
+    }
+    return CAIRN_OK;
+}
+
+static void wait_for_end(const sigset_t *signals)
+{
+    int sig = 0;
+
+    while (sigwait(signals, &sig) != 0)
+        ;
+    log_event(LOG_LEVEL_INFO, "stopping", "%s", sigabbrev_np(sig));
+}
+
+static int listen_and_wait(const struct params *p, const struct http_route *routes,
+                           size_t nr_routes, const sigset_t *signals, struct cairn_error *err)
+{
+    const struct http_options options = {
+        .listen = p->listen,
+        .threads = (unsigned)p->http_threads,
+        .workers = (unsigned)p->workers,
+        .max_connections = (unsigned)p->max_connections,
+        .connection_timeout_s = (unsigned)p->connection_timeout,
+        .connection_memory = p->connection_memory,
+    };
+    struct http_server *server;
+    int r = http_server_start(&options, routes, nr_routes, &server, err);
+
+    if (r)
+        return r;
+    if (p->port_file)
+        r = write_port_file(p->port_file, http_server_address(server), err);
+    if (r == CAIRN_OK) {
+        log_event(LOG_LEVEL_INFO, "ready", "http://%s, store %s, version %s",
+                  http_server_address(server), p->store, CAIRN_VERSION);
+        wait_for_end(signals);
+    }
+    http_server_stop(server, (unsigned)p->stop_timeout * 1000);
+    if (p->port_file)
+        unlink(p->port_file);
+    return r;
+}
+
+static int serve(const struct params *p, const sigset_t *signals, struct cairn_error *err)
+{
+    const struct disks_options disks_options = {
+        .meta_cache_bytes = p->meta_cache,
+        .cluster_cache_bytes = p->cluster_cache,
+        .max_virtual_size = p->max_virtual_size,
+        .max_depth = (uint32_t)p->max_depth,
+    };
+    const struct registry_options registry_options = {
+        .max_manifest = p->max_manifest,
+        .max_upload = p->max_upload,
+    };
+    CLEANUP(store_close_p) struct store *store = NULL;
+    CLEANUP(disks_free_p) struct disks *disks = NULL;
+    CLEANUP(registry_free_p) struct registry *registry = NULL;
+    int r = store_open(p->store, &store, err);
+
+    if (r == CAIRN_OK)
+        r = disks_new(store, &disks_options, &disks, err);
+    if (r == CAIRN_OK)
+        r = registry_new(store, disks, &registry_options, &registry, err);
+    if (r)
+        return r;
+
+    const struct http_route routes[] = {
+        {.path = "/healthz", .methods = HTTP_GET | HTTP_HEAD, .handle = handle_health},
+        {.path = "/v1/disks/",
+         .methods = HTTP_GET | HTTP_HEAD,
+         .handle = handle_disks,
+         .ctx = disks},
+        {.path = "/v2/",
+         .methods = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_PATCH | HTTP_DELETE,
+         .begin = registry_begin,
+         .handle = registry_handle,
+         .ctx = registry},
+    };
+    return listen_and_wait(p, routes, sizeof(routes) / sizeof(routes[0]), signals, err);
+}
+
+/* Signals are waited for, not handled: all threads are born with them blocked. */
+static void block_signals(sigset_t *ret_signals)
+{
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(ret_signals);
+    sigaddset(ret_signals, SIGINT);
+    sigaddset(ret_signals, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, ret_signals, NULL);
+}
+
+static int run(const struct params *p)
+{
+    struct cairn_error err;
+    enum log_level level;
+    sigset_t signals;
+    int r;
+
+    if (log_parse_level(p->log_level, &level))
+        log_set_level(level);
+    raise_file_limit();
+    block_signals(&signals);
+    r = serve(p, &signals, &err);
+    if (r)
+        log_error("failed", &err);
+    else
+        log_event(LOG_LEVEL_INFO, "stopped", "all requests have ended");
+    return error_exit_code(r);
+}
+
+int main(int argc, char **argv)
+{
+    enum params_action action;
+    struct cairn_error err;
+    struct params params;
+    int r = params_load(argc, argv, environ, &params, &action, &err);
+
+    if (r) {
+        fprintf(stderr, "cairnd: %s\n", err.message);
+        return error_exit_code(r);
+    }
+    if (action == PARAMS_HELP)
+        params_help(stdout);
+    else if (action == PARAMS_VERSION)
+        printf("cairnd %s\n", CAIRN_VERSION);
+    else
+        r = run(&params);
+    params_release(&params);
+    return r;
+}

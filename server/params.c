@@ -1,1 +1,396 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Parameters: one table, and the four ways it is used.
+ *
+ * A value goes through set_param whichever way it came, so all of them have the same limits and
+ * the same messages; where it was found ("--workers", "cairnd.conf:3: workers", "CAIRN_WORKERS") is
+ * put in front.
+ */
+#include "params.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "chain_index.h"
+#include "checked.h"
+#include "log.h"
+#include "manifest.h"
+#include "quote.h"
+
+#define KIB (UINT64_C(1) << 10)
+#define MIB (UINT64_C(1) << 20)
+#define GIB (UINT64_C(1) << 30)
+#define TIB (UINT64_C(1) << 40)
+
+#define CONFIG_LINE_MAX 4096
+
+enum param_type {
+    PARAM_TEXT,
+    PARAM_LOG_LEVEL,
+    PARAM_NUMBER,
+    PARAM_BYTES, /* a number with an optional K, M, G or T behind it */
+};
+
+struct param {
+    const char *name;
+    enum param_type type;
+    size_t field; /* offset in struct params: char * for text, else uint64_t */
+    const char *default_text;
+    uint64_t min, max;
+    const char *unit;
+    const char *help;
+};
+
+#define FIELD(f) offsetof(struct params, f)
+
+static const struct param table[] = {
+    {"listen", PARAM_TEXT, FIELD(listen), "127.0.0.1:7117", 0, 0, "addr:port",
+     "address to listen on; port 0 takes any that is free"},
+    {"store", PARAM_TEXT, FIELD(store), "fs:/var/lib/cairn", 0, 0, "URL",
+     "object store: fs:<folder>, made if missing"},
+    {"port-file", PARAM_TEXT, FIELD(port_file), NULL, 0, 0, "file",
+     "write the address listened on to this file once requests are answered"},
+    {"log-level", PARAM_LOG_LEVEL, FIELD(log_level), "info", 0, 0, "level",
+     "what is logged: error, warn, info (a line per request) or debug"},
+    {"workers", PARAM_NUMBER, FIELD(workers), "16", 1, 1024, "threads",
+     "threads that read and write the store"},
+    {"http-threads", PARAM_NUMBER, FIELD(http_threads), "2", 1, 256, "threads",
+     "threads that parse requests and send replies"},
+    {"max-connections", PARAM_NUMBER, FIELD(max_connections), "4096", 1, 1000000, "connections",
+     "connections at a time; more are refused"},
+    {"connection-memory", PARAM_BYTES, FIELD(connection_memory), "128K", 32 * KIB, 16 * MIB,
+     "bytes", "buffer of a connection: bounds its headers, and what one step of an upload takes"},
+    {"connection-timeout", PARAM_NUMBER, FIELD(connection_timeout), "120", 1, 86400, "seconds",
+     "a connection on which nothing happens for this long is closed"},
+    {"stop-timeout", PARAM_NUMBER, FIELD(stop_timeout), "30", 0, 3600, "seconds",
+     "how long requests may go on after SIGTERM"},
+    {"meta-cache", PARAM_BYTES, FIELD(meta_cache), "256M", MIB, 16 * TIB, "bytes",
+     "memory for L1s and L2 slices of chain indexes"},
+    {"cluster-cache", PARAM_BYTES, FIELD(cluster_cache), "64M", MIB, 16 * TIB, "bytes",
+     "memory for decompressed clusters"},
+    {"max-depth", PARAM_NUMBER, FIELD(max_depth), "65535", 1, CHAIN_DEPTH_MAX, "layers",
+     "the longest chain that is accepted"},
+    {"max-virtual-size", PARAM_BYTES, FIELD(max_virtual_size), "64T", MIB, CHAIN_VIRTUAL_SIZE_MAX,
+     "bytes", "the largest disk that is accepted"},
+    {"max-manifest", PARAM_BYTES, FIELD(max_manifest), "32M", 4 * KIB, MANIFEST_BYTES_MAX, "bytes",
+     "the largest manifest that is accepted"},
+    {"max-upload", PARAM_BYTES, FIELD(max_upload), "64T", MIB, CHAIN_VIRTUAL_SIZE_MAX, "bytes",
+     "the largest blob that is accepted"},
+};
+#define NR_PARAMS (sizeof(table) / sizeof(table[0]))
+
+static bool is_text(const struct param *p)
+{
+    return p->type == PARAM_TEXT || p->type == PARAM_LOG_LEVEL;
+}
+
+static void *field_of(struct params *params, const struct param *p)
+{
+    return (char *)params + p->field;
+}
+
+static const struct param *find_param(const char *name, size_t len)
+{
+    for (size_t i = 0; i < NR_PARAMS; i++)
+        if (strlen(table[i].name) == len && memcmp(table[i].name, name, len) == 0)
+            return &table[i];
+    return NULL;
+}
+
+/* -- Values ------------------------------------------------------------------------------- */
+
+static int set_text(const struct param *p, char **field, const char *text, struct cairn_error *err)
+{
+    enum log_level level;
+    char quoted[QUOTE_MAX];
+    char *copy;
+
+    if (!*text)
+        return error_set(err, CAIRN_E_USAGE, "empty, expected %s", p->unit);
+    if (p->type == PARAM_LOG_LEVEL && !log_parse_level(text, &level))
+        return error_set(err, CAIRN_E_USAGE, "%s, expected error, warn, info or debug",
+                         quote_str(text, quoted));
+    copy = strdup(text);
+    if (!copy)
+        return error_no_memory(err, "a parameter");
+    free(*field);
+    *field = copy;
+    return CAIRN_OK;
+}
+
+/* The factor that a suffix stands for; 0 if it is none. */
+static uint64_t factor_of(const struct param *p, const char *suffix)
+{
+    static const struct {
+        char letter;
+        uint64_t factor;
+    } factors[] = {{'K', KIB}, {'M', MIB}, {'G', GIB}, {'T', TIB}};
+
+    if (!*suffix)
+        return 1;
+    if (p->type != PARAM_BYTES || suffix[1])
+        return 0;
+    for (size_t i = 0; i < sizeof(factors) / sizeof(factors[0]); i++)
+        if (toupper((unsigned char)*suffix) == factors[i].letter)
+            return factors[i].factor;
+    return 0;
+}
+
+static int set_number(const struct param *p, uint64_t *field, const char *text,
+                      struct cairn_error *err)
+{
+    char quoted[QUOTE_MAX];
+    uint64_t value, factor;
+    char *end;
+
+    errno = 0;
+    value = strtoull(text, &end, 10);
+    factor = factor_of(p, end);
+    if (!isdigit((unsigned char)*text) || errno || factor == 0 ||
+        !checked_mul(value, factor, &value) || value < p->min || value > p->max)
+        return error_set(err, CAIRN_E_USAGE, "%s, expected %" PRIu64 " to %" PRIu64 " %s%s",
+                         quote_str(text, quoted), p->min, p->max, p->unit,
+                         p->type == PARAM_BYTES ? " (K, M, G, T)" : "");
+    *field = value;
+    return CAIRN_OK;
+}
+
+static int set_param(struct params *params, const struct param *p, const char *text,
+                     struct cairn_error *err)
+{
+    return is_text(p) ? set_text(p, field_of(params, p), text, err)
+                      : set_number(p, field_of(params, p), text, err);
+}
+
+static int set_defaults(struct params *params, struct cairn_error *err)
+{
+    int r = CAIRN_OK;
+
+    memset(params, 0, sizeof(*params));
+    for (size_t i = 0; i < NR_PARAMS && r == CAIRN_OK; i++)
+        if (table[i].default_text)
+            r = set_param(params, &table[i], table[i].default_text, err);
+    return r;
+}
+
+void params_release(struct params *params)
+{
+    for (size_t i = 0; i < NR_PARAMS; i++)
+        if (is_text(&table[i]))
+            free(*(char **)field_of(params, &table[i]));
+    memset(params, 0, sizeof(*params));
+}
+
+/* -- Configuration file ------------------------------------------------------------------- */
+
+static char *strip(char *text)
+{
+    size_t len;
+
+    while (isspace((unsigned char)*text))
+        text++;
+    len = strlen(text);
+    while (len > 0 && isspace((unsigned char)text[len - 1]))
+        text[--len] = 0;
+    return text;
+}
+
+static int apply_line(struct params *params, char *line, struct cairn_error *err)
+{
+    char quoted[QUOTE_MAX];
+    const struct param *p;
+    char *name = strip(line);
+    char *value;
+    int r;
+
+    if (!*name || *name == '#')
+        return CAIRN_OK;
+    value = strchr(name, '=');
+    if (!value)
+        return error_set(err, CAIRN_E_USAGE, "%s, expected `name = value`",
+                         quote_str(name, quoted));
+    *value++ = 0;
+    name = strip(name);
+    p = find_param(name, strlen(name));
+    if (!p)
+        return error_set(err, CAIRN_E_USAGE, "unknown parameter %s", quote_str(name, quoted));
+    r = set_param(params, p, strip(value), err);
+    return r == CAIRN_OK ? r : error_prefix(err, r, "%s", p->name);
+}
+
+static int apply_file(struct params *params, const char *path, struct cairn_error *err)
+{
+    char line[CONFIG_LINE_MAX];
+    FILE *file = fopen(path, "re");
+    int r = CAIRN_OK;
+
+    if (!file)
+        return error_set_errno(err, errno, "cannot open configuration file %s", path);
+    for (unsigned nr = 1; r == CAIRN_OK && fgets(line, sizeof(line), file); nr++) {
+        if (strlen(line) == sizeof(line) - 1)
+            r = error_set(err, CAIRN_E_USAGE, "line longer than %d bytes", CONFIG_LINE_MAX - 2);
+        else
+            r = apply_line(params, line, err);
+        if (r)
+            error_prefix(err, r, "%s:%u", path, nr);
+    }
+    if (r == CAIRN_OK && ferror(file))
+        r = error_set_errno(err, errno, "cannot read configuration file %s", path);
+    fclose(file);
+    return r;
+}
+
+/* -- Environment -------------------------------------------------------------------------- */
+
+/* "CAIRN_HTTP_THREADS" for "http-threads". */
+static void env_name(const struct param *p, char *buf, size_t room)
+{
+    size_t n = (size_t)snprintf(buf, room, "CAIRN_%s", p->name);
+
+    for (size_t i = 0; i < n && i < room; i++)
+        buf[i] = buf[i] == '-' ? '_' : (char)toupper((unsigned char)buf[i]);
+}
+
+static int apply_env(struct params *params, char **env, struct cairn_error *err)
+{
+    int r = CAIRN_OK;
+
+    for (; env && *env && r == CAIRN_OK; env++) {
+        for (size_t i = 0; i < NR_PARAMS && r == CAIRN_OK; i++) {
+            char name[64];
+            size_t len;
+
+            env_name(&table[i], name, sizeof(name));
+            len = strlen(name);
+            if (strncmp(*env, name, len) != 0 || (*env)[len] != '=')
+                continue;
+            r = set_param(params, &table[i], *env + len + 1, err);
+            if (r)
+                error_prefix(err, r, "environment variable %s", name);
+        }
+    }
+    return r;
+}
+
+/* -- Command line ------------------------------------------------------------------------- */
+
+/* One option of the command line: its name without dashes, and its value. */
+struct option_at {
+    const char *name;
+    size_t name_len;
+    const char *value;
+};
+
+/* Take apart argv[*i]; *i moves to the last word that was used. */
+static int next_option(int argc, char **argv, int *i, struct option_at *ret_option,
+                       struct cairn_error *err)
+{
+    char quoted[QUOTE_MAX];
+    const char *word = argv[*i];
+    const char *equals = strchr(word, '=');
+
+    if (strncmp(word, "--", 2) != 0 || !word[2])
+        return error_set(err, CAIRN_E_USAGE, "unexpected argument %s; try --help",
+                         quote_str(word, quoted));
+    ret_option->name = word + 2;
+    ret_option->name_len = equals ? (size_t)(equals - word) - 2 : strlen(word) - 2;
+    ret_option->value = equals ? equals + 1 : NULL;
+    if (!equals && *i + 1 < argc)
+        ret_option->value = argv[++*i];
+    return CAIRN_OK;
+}
+
+static bool option_is(const struct option_at *o, const char *name)
+{
+    return o->name_len == strlen(name) && memcmp(o->name, name, o->name_len) == 0;
+}
+
+static int apply_option(struct params *params, const struct option_at *o, bool config_only,
+                        struct cairn_error *err)
+{
+    bool is_config = option_is(o, "config");
+    const struct param *p = find_param(o->name, o->name_len);
+    char quoted[QUOTE_MAX];
+    int r;
+
+    if (!is_config && !p)
+        return error_set(err, CAIRN_E_USAGE, "unknown option --%s; try --help",
+                         quote_bytes(o->name, o->name_len, quoted));
+    if (!o->value)
+        return error_set(err, CAIRN_E_USAGE, "--%.*s needs a value", (int)o->name_len, o->name);
+    if (is_config != config_only)
+        return CAIRN_OK;
+    r = is_config ? apply_file(params, o->value, err) : set_param(params, p, o->value, err);
+    if (r && !is_config)
+        error_prefix(err, r, "--%s", p->name);
+    return r;
+}
+
+static int apply_command_line(struct params *params, int argc, char **argv, bool config_only,
+                              struct cairn_error *err)
+{
+    int r = CAIRN_OK;
+
+    for (int i = 1; i < argc && r == CAIRN_OK; i++) {
+        struct option_at o = {0};
+
+        r = next_option(argc, argv, &i, &o, err);
+        if (r == CAIRN_OK)
+            r = apply_option(params, &o, config_only, err);
+    }
+    return r;
+}
+
+static enum params_action wanted_action(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0)
+            return PARAMS_HELP;
+        if (strcmp(argv[i], "--version") == 0)
+            return PARAMS_VERSION;
+    }
+    return PARAMS_RUN;
+}
+
+int params_load(int argc, char **argv, char **env, struct params *ret_params,
+                enum params_action *ret_action, struct cairn_error *err)
+{
+    int r = set_defaults(ret_params, err);
+
+    *ret_action = wanted_action(argc, argv);
+    if (r == CAIRN_OK && *ret_action == PARAMS_RUN) {
+        r = apply_command_line(ret_params, argc, argv, true, err);
+        if (r == CAIRN_OK)
+            r = apply_env(ret_params, env, err);
+        if (r == CAIRN_OK)
+            r = apply_command_line(ret_params, argc, argv, false, err);
+    }
+    if (r)
+        params_release(ret_params);
+    return r;
+}
+
+/* -- Help --------------------------------------------------------------------------------- */
+
+void params_help(FILE *out)
+{
+    fprintf(out, "usage: cairnd [--config FILE] [--NAME VALUE]...\n\n"
+                 "Serves disks that are chains of QCOW2 layers over HTTP; see cairnd(8).\n"
+                 "Each parameter can also stand in FILE as `NAME = VALUE`, or in the environment "
+                 "as CAIRN_NAME.\n\n");
+    for (size_t i = 0; i < NR_PARAMS; i++) {
+        const struct param *p = &table[i];
+
+        fprintf(out, "  --%s <%s>\n        %s", p->name, p->unit, p->help);
+        if (p->default_text)
+            fprintf(out, "\n        default %s", p->default_text);
+        if (!is_text(p))
+            fprintf(out, "; %" PRIu64 " to %" PRIu64, p->min, p->max);
+        fputc('\n', out);
+    }
+    fprintf(out, "  --help, --version\n");
+}
