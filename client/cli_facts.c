@@ -262,7 +262,7 @@ static void print_diff(const json_t *json)
     size_t i;
 
     printf("%-14s %-14s %s\n", "start", "length", "kind");
-    json_array_foreach(json_object_get(json, "changes"), i, extent)
+    json_array_foreach(json_object_get(json, "extents"), i, extent)
     {
         printf("%#-14" PRIx64 " %#-14" PRIx64 " %s\n", cli_number(extent, "start"),
                cli_number(extent, "length"), kind(extent));

@@ -21,7 +21,7 @@ static void json_decref_p(json_t **json)
 
 static int take_text(json_t *json, char **ret_json, struct cairn_error *err)
 {
-    char *text = json_dumps(json, JSON_COMPACT | JSON_SORT_KEYS);
+    char *text = json_dumps(json, JSON_COMPACT);
 
     if (!text)
         return error_no_memory(err, "JSON");

@@ -43,8 +43,8 @@ struct remote_request {
     uint64_t body_len;
     int (*read_body)(void *ctx, void *buf, size_t len, uint64_t off, struct cairn_error *err);
 
-    /* The answer's body, if the status is 200 or 206; collected in the answer if write_body is NULL.
-     * A request with write_body is not repeated once a byte was handed over. */
+    /* The answer's body, if the status is 200 or 206; collected in the answer if write_body is
+     * NULL. A request with write_body is not repeated once a byte was handed over. */
     int (*write_body)(void *ctx, const void *buf, size_t len, struct cairn_error *err);
     /* Called now and then while waiting; not CAIRN_OK gives up with that result. May be NULL. */
     int (*poll)(void *ctx, struct cairn_error *err);
@@ -73,7 +73,8 @@ void remote_answer_release(struct remote_answer *answer);
  * Any HTTP status is an answer; only not getting one is an error (CAIRN_E_UNAVAILABLE, or what
  * read_body, write_body and poll returned).  A repeatable request is repeated after 502, 503 and
  * 504, too, while the deadline allows.  Redirects are not followed, proxies of the environment not
- * used.
+ * used.  Until some server has answered for the first time, refused connections are reported after
+ * a second.
  */
 int remote_request(struct remote *remote, const struct remote_request *request,
                    struct remote_answer *ret_answer, struct cairn_error *err);

@@ -12,7 +12,9 @@
  * are several, with a short pause once all have been tried; a connection that could not even be
  * made leaves no doubt and is always tried again.  All attempts share one deadline.  An attempt of
  * a repeatable request gets half of what is left of it, so that one stalled connection does not use
- * it all up.
+ * it all up.  As long as no server has ever answered, refused connections are not tried for the
+ * whole deadline: that is a wrong address, or a service that is not running, and somebody waits to
+ * be told.
  *
  * Proxy settings of the environment are ignored: a guest's disk must not start to depend on a proxy
  * that someone configured for a browser.
@@ -32,6 +34,7 @@
 #define SERVERS_MAX         16
 #define DEADLINE_MS_DEFAULT 30000u
 #define CONNECT_MS_MAX      5000
+#define FIRST_CONTACT_MS    1000 /* a service that has never answered may be a wrong address */
 #define PAUSE_MS_FIRST      50
 #define PAUSE_MS_MAX        1000
 /* Standing still: publishing a chain of thousands of layers, or ending a large upload, may keep the
@@ -45,6 +48,7 @@ struct remote {
     char *servers[SERVERS_MAX]; /* point into servers_text, without trailing slashes */
     unsigned nr_servers;
     atomic_uint current; /* the server that answered last */
+    atomic_bool reached; /* has any answered yet? */
     unsigned deadline_ms;
     char *authorization;
     struct curl_slist *authorization_list;
@@ -331,29 +335,33 @@ int conn_error(const struct conn *conn, CURLcode code, const char *method, struc
                      conn->reason[0] ? conn->reason : curl_easy_strerror(code));
 }
 
-/* One attempt on one server; may_repeat says whether another one can do no harm. */
-static enum attempt attempt(struct conn *conn, const char *server, const char *path,
-                            const struct remote_call *call, uint64_t left_ms, int *ret_result,
-                            bool *ret_may_repeat, struct cairn_error *err)
-{
-    bool may_repeat = true;
-    enum attempt outcome;
-    CURLcode code;
-    int ret = call->prepare(call->arg, conn, err);
+/* What one attempt came to. */
+struct outcome {
+    enum attempt attempt;
+    int result;       /* of the call, if it is done */
+    bool may_repeat;  /* can another attempt do no harm? */
+    bool unreachable; /* there was not even a connection */
+};
 
-    if (ret == CAIRN_OK)
-        ret = set_url(conn, server, path, err);
-    if (ret != CAIRN_OK) {
-        *ret_result = ret;
-        return ATTEMPT_DONE;
-    }
+static struct outcome try_server(struct conn *conn, const char *server, const char *path,
+                                 const struct remote_call *call, uint64_t left_ms,
+                                 struct cairn_error *err)
+{
+    struct outcome o = {.attempt = ATTEMPT_DONE, .may_repeat = true};
+    CURLcode code;
+
+    o.result = call->prepare(call->arg, conn, err);
+    if (o.result == CAIRN_OK)
+        o.result = set_url(conn, server, path, err);
+    if (o.result != CAIRN_OK)
+        return o;
     set_times(conn, call, left_ms);
     conn->reason[0] = 0;
     code = curl_easy_perform(conn->curl);
-    outcome = call->finish(call->arg, conn, code, ret_result, &may_repeat, err);
-    *ret_may_repeat = may_repeat && (call->idempotent || code == CURLE_COULDNT_CONNECT ||
-                                     code == CURLE_COULDNT_RESOLVE_HOST);
-    return outcome;
+    o.attempt = call->finish(call->arg, conn, code, &o.result, &o.may_repeat, err);
+    o.unreachable = code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST;
+    o.may_repeat = o.may_repeat && (call->idempotent || o.unreachable);
+    return o;
 }
 
 static void pause_ms(uint64_t ms)
@@ -374,41 +382,68 @@ static void before_next(const struct remote *remote, unsigned attempts, uint64_t
         pause_ms(min_u64(pause, deadline - now));
 }
 
+/* Is it time to give up, attempts having failed since started? */
+static bool give_up(struct remote *remote, const struct outcome *o, uint64_t started,
+                    uint64_t deadline)
+{
+    uint64_t now = now_ms();
+
+    if (!o->may_repeat || now >= deadline)
+        return true;
+    return o->unreachable && now >= started + FIRST_CONTACT_MS &&
+           !atomic_load_explicit(&remote->reached, memory_order_relaxed);
+}
+
+static void note_success(struct remote *remote, unsigned server)
+{
+    if (atomic_load_explicit(&remote->current, memory_order_relaxed) != server)
+        atomic_store_explicit(&remote->current, server, memory_order_relaxed);
+    if (!atomic_load_explicit(&remote->reached, memory_order_relaxed))
+        atomic_store_explicit(&remote->reached, true, memory_order_relaxed);
+}
+
+/* The attempts of a call, with the path found; err is not NULL. */
+static int make_attempts(struct remote *remote, const struct remote_call *call, const char *path,
+                         struct cairn_error *err)
+{
+    uint64_t started = now_ms();
+    uint64_t deadline = started + remote->deadline_ms;
+    unsigned server = atomic_load_explicit(&remote->current, memory_order_relaxed);
+
+    for (unsigned attempts = 1;; attempts++) {
+        uint64_t now = attempts == 1 ? started : now_ms();
+        struct conn *conn = NULL;
+        struct outcome o;
+        int ret = conn_get(remote, deadline, &conn, err);
+
+        if (ret != CAIRN_OK)
+            return ret;
+        o = try_server(conn, remote->servers[server], path, call,
+                       deadline > now ? deadline - now : 1, err);
+        conn_put(remote, conn);
+        if (o.attempt == ATTEMPT_DONE) {
+            note_success(remote, server);
+            return o.result;
+        }
+        server = (server + 1) % remote->nr_servers;
+        if (give_up(remote, &o, started, deadline))
+            return err->code;
+        before_next(remote, attempts, deadline);
+    }
+}
+
 int remote_call(struct remote *remote, const struct remote_call *call, struct cairn_error *err)
 {
-    uint64_t deadline = now_ms() + remote->deadline_ms;
-    unsigned server = atomic_load_explicit(&remote->current, memory_order_relaxed);
-    struct cairn_error last; /* why the last attempt failed; err may be NULL */
+    struct cairn_error why;
     const char *path = NULL;
-    int result = path_on_servers(remote, call->path, &path, err);
+    int ret = path_on_servers(remote, call->path, &path, err);
 
-    if (result != CAIRN_OK)
-        return result;
-    for (unsigned attempts = 1;; attempts++) {
-        uint64_t now = now_ms();
-        bool may_repeat = false;
-        struct conn *conn = NULL;
-        enum attempt outcome;
-
-        result = conn_get(remote, deadline, &conn, &last);
-        if (result != CAIRN_OK)
-            break;
-        outcome = attempt(conn, remote->servers[server], path, call,
-                          deadline > now ? deadline - now : 1, &result, &may_repeat, &last);
-        conn_put(remote, conn);
-        if (outcome == ATTEMPT_DONE) {
-            atomic_store_explicit(&remote->current, server, memory_order_relaxed);
-            break;
-        }
-        result = last.code;
-        server = (server + 1) % remote->nr_servers;
-        before_next(remote, attempts, deadline);
-        if (!may_repeat || now_ms() >= deadline)
-            break;
-    }
-    if (result != CAIRN_OK && err)
-        *err = last;
-    return result;
+    if (ret != CAIRN_OK)
+        return ret;
+    ret = make_attempts(remote, call, path, &why);
+    if (ret != CAIRN_OK && err)
+        *err = why;
+    return ret;
 }
 
 bool header_is(const char *line, size_t len, const char *name, const char **ret_value,
