@@ -133,6 +133,10 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
          .methods = HTTP_GET | HTTP_HEAD,
          .handle = handle_disks,
          .ctx = disks},
+        {.path = "/v2",
+         .methods = HTTP_GET | HTTP_HEAD,
+         .handle = registry_handle,
+         .ctx = registry},
         {.path = "/v2/",
          .methods = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_PATCH | HTTP_DELETE,
          .begin = registry_begin,
@@ -146,6 +150,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
 static void block_signals(sigset_t *ret_signals)
 {
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* writing past a limit is an error like a full disk */
     sigemptyset(ret_signals);
     sigaddset(ret_signals, SIGINT);
     sigaddset(ret_signals, SIGTERM);
