@@ -333,7 +333,8 @@ int table_modify_locked(struct table_cache *c, struct table_page *page, uint8_t 
         return error_set(err, CAIRN_E_CORRUPT,
                          "%s: the table at 0x%" PRIx64 " is in a free cluster", c->file->name,
                          page->host_off);
-    if (!is_dirty(page) && c->nr_dirty >= c->max_pages && c->last_failed > 0) {
+    if (!is_dirty(page) && c->nr_dirty >= c->max_pages && c->last_failed > 0 &&
+        c->last_failed == c->nr_done) {
         if (err)
             *err = c->last_error;
         return error_prefix(err, c->last_error.code, "changes wait for a flush that failed");
