@@ -32,7 +32,8 @@ CAIRN_API int cairn_exit_code(int code);
 /* -- Progress and cancelling ----------------------------------------------------------------- */
 
 /*
- * Called now and then during long operations, from one thread at a time; total_bytes may grow.
+ * Called now and then during long operations, from one thread at a time, also while nothing but
+ * waiting goes on; total_bytes may grow, and is 0 while it is not known.  It must not call the library.
  * what names the step ("push sha256:9f2c…").  Return not 0 to cancel: the operation ends with
  * CAIRN_E_CANCELLED and can be repeated, going on where it was.
  */

@@ -36,6 +36,25 @@ static const char *environment_or(const char *value, const char *name, const cha
     return value && *value ? value : fallback;
 }
 
+/* Call progress with what is kept. */
+static int tell_locked(struct cairn_client *client, struct cairn_error *err)
+{
+    if (client->progress(client->progress_ctx, client->what, client->done_bytes,
+                         client->total_bytes) == 0)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_CANCELLED, "%s: cancelled", client->what);
+}
+
+/* While a request waits, progress is told again what it was told last, so that the caller can
+ * cancel. */
+static int on_poll(void *ctx, struct cairn_error *err)
+{
+    struct cairn_client *client = ctx;
+    SCOPED_LOCK(&client->progress_lock);
+
+    return tell_locked(client, err);
+}
+
 int cairn_client_new(const struct cairn_client_options *options, struct cairn_client **ret_client,
                      struct cairn_error *err)
 {
@@ -61,6 +80,8 @@ int cairn_client_new(const struct cairn_client_options *options, struct cairn_cl
         .servers = environment_or(options->server, "CAIRN_SERVER", SERVER_DEFAULT),
         .token = environment_or(options->token, "CAIRN_TOKEN", NULL),
         .deadline_ms = options->deadline_ms,
+        .poll = options->progress ? on_poll : NULL,
+        .poll_ctx = client,
     };
     ret = remote_new(&remote, &client->remote, err);
     if (ret == CAIRN_OK)
@@ -77,15 +98,6 @@ void cairn_client_free(struct cairn_client *client)
     free(client);
 }
 
-/* Call progress with what is kept. */
-static int tell_locked(struct cairn_client *client, struct cairn_error *err)
-{
-    if (client->progress(client->progress_ctx, client->what, client->done_bytes,
-                         client->total_bytes) == 0)
-        return CAIRN_OK;
-    return error_set(err, CAIRN_E_CANCELLED, "%s: cancelled", client->what);
-}
-
 int client_progress(struct cairn_client *client, const char *what, uint64_t done_bytes,
                     uint64_t total_bytes, struct cairn_error *err)
 {
@@ -100,26 +112,6 @@ int client_progress(struct cairn_client *client, const char *what, uint64_t done
     ret = tell_locked(client, err);
     pthread_mutex_unlock(&client->progress_lock);
     return ret;
-}
-
-static int on_poll(void *ctx, struct cairn_error *err)
-{
-    struct cairn_client *client = ctx;
-    SCOPED_LOCK(&client->progress_lock);
-
-    return tell_locked(client, err);
-}
-
-int client_request(struct cairn_client *client, const struct remote_request *request,
-                   struct remote_answer *ret_answer, struct cairn_error *err)
-{
-    struct remote_request polled = *request;
-
-    if (client->progress) {
-        polled.poll = on_poll;
-        polled.ctx = client;
-    }
-    return remote_request(client->remote, &polled, ret_answer, err);
 }
 
 int progress_at(struct cairn_client *client, const struct progress *progress, uint64_t at,
@@ -200,7 +192,7 @@ int client_get_manifest_bytes(struct cairn_client *client, const struct ref *ref
     };
     struct remote_answer answer;
     struct digest digest;
-    int ret = client_request(client, &request, &answer, err);
+    int ret = remote_request(client->remote, &request, &answer, err);
 
     ref_format(ref, what);
     if (ret != CAIRN_OK)
@@ -254,7 +246,7 @@ int client_put_manifest_bytes(struct cairn_client *client, const struct ref *ref
     };
     struct remote_answer answer;
     struct digest digest;
-    int ret = client_request(client, &request, &answer, err);
+    int ret = remote_request(client->remote, &request, &answer, err);
 
     ref_format(ref, what);
     if (ret != CAIRN_OK)
@@ -316,7 +308,7 @@ int client_has_blob(struct cairn_client *client, const char *repo, const struct 
         .idempotent = true,
     };
     struct remote_answer answer;
-    int ret = client_request(client, &request, &answer, err);
+    int ret = remote_request(client->remote, &request, &answer, err);
 
     if (ret != CAIRN_OK)
         return ret;
@@ -391,7 +383,7 @@ int cairn_remove(struct cairn_client *client, const char *ref_text, struct cairn
     if (ret != CAIRN_OK)
         return ret;
     manifest_path(&ref, path);
-    ret = client_request(client, &request, &answer, err);
+    ret = remote_request(client->remote, &request, &answer, err);
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "%s", ref_text);
     if (answer.status != 202 && answer.status != 200 && answer.status != 204)

@@ -37,13 +37,6 @@ struct progress {
 int progress_at(struct cairn_client *client, const struct progress *progress, uint64_t at,
                 struct cairn_error *err);
 
-/*
- * remote_request for requests whose bodies are in memory: while it waits, progress is told again
- * what it was told last, so that the caller can cancel.
- */
-int client_request(struct cairn_client *client, const struct remote_request *request,
-                   struct remote_answer *ret_answer, struct cairn_error *err);
-
 /* -- Paths of the service -------------------------------------------------------------------- */
 
 #define CLIENT_PATH_MAX 1024

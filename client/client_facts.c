@@ -49,7 +49,7 @@ static int get_disk_json(struct cairn_client *client, const char *ref_text, cons
     if (ret != CAIRN_OK)
         return ret;
     client_disk_path(&ref, suffix, path);
-    ret = client_request(client, &request, &answer, err);
+    ret = remote_request(client->remote, &request, &answer, err);
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "%s", ref_text);
     ret = remote_answer_json(&answer, ref_text, ret_json, err);
@@ -173,7 +173,7 @@ static int get_page(struct cairn_client *client, char **path, const char *field,
     const struct remote_request request = {.method = "GET", .path = *path, .idempotent = true};
     size_t before = json_array_size(list);
     struct remote_answer answer;
-    int ret = client_request(client, &request, &answer, err);
+    int ret = remote_request(client->remote, &request, &answer, err);
 
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "%s", what);
@@ -220,7 +220,7 @@ static int tag_to_json(struct cairn_client *client, const char *repo, const char
         return error_set(err, CAIRN_E_CORRUPT, "%s: the service lists the tag %s", repo,
                          quote_str(tag, quoted));
     snprintf(path, sizeof(path), "/v2/%s/manifests/%s", repo, tag);
-    ret = client_request(client, &request, &answer, err);
+    ret = remote_request(client->remote, &request, &answer, err);
     if (ret != CAIRN_OK)
         return ret;
     *ret_json = NULL;

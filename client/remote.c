@@ -201,15 +201,6 @@ static int on_seek(void *arg, curl_off_t off, int origin)
     return CURL_SEEKFUNC_OK;
 }
 
-static int on_progress(void *arg, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
-{
-    struct exchange *x = arg;
-
-    (void)a, (void)b, (void)c, (void)d;
-    x->result = x->request->poll(x->request->ctx, &x->err);
-    return x->result != CAIRN_OK;
-}
-
 static int make_headers(struct exchange *x, struct cairn_error *err)
 {
     const char *authorization = remote_authorization(x->remote);
@@ -271,11 +262,6 @@ static int prepare(void *arg, struct conn *conn, struct cairn_error *err)
     curl_easy_setopt(conn->curl, CURLOPT_HEADERDATA, x);
     curl_easy_setopt(conn->curl, CURLOPT_WRITEFUNCTION, on_body);
     curl_easy_setopt(conn->curl, CURLOPT_WRITEDATA, x);
-    if (x->request->poll) {
-        curl_easy_setopt(conn->curl, CURLOPT_NOPROGRESS, 0L);
-        curl_easy_setopt(conn->curl, CURLOPT_XFERINFOFUNCTION, on_progress);
-        curl_easy_setopt(conn->curl, CURLOPT_XFERINFODATA, x);
-    }
     return CAIRN_OK;
 }
 

@@ -22,6 +22,10 @@ struct remote_options {
     const char *servers;  /* base URLs, separated by commas; copied */
     const char *token;    /* NULL: none; copied */
     unsigned deadline_ms; /* for one request, retries included; 0: 30,000 */
+    /* Called now and then by every request that waits, from its thread; not CAIRN_OK gives up with
+     * that result.  May be NULL. */
+    int (*poll)(void *ctx, struct cairn_error *err);
+    void *poll_ctx;
 };
 int remote_new(const struct remote_options *options, struct remote **ret_remote,
                struct cairn_error *err);
@@ -46,8 +50,6 @@ struct remote_request {
     /* The answer's body, if the status is 200 or 206; collected in the answer if write_body is
      * NULL. A request with write_body is not repeated once a byte was handed over. */
     int (*write_body)(void *ctx, const void *buf, size_t len, struct cairn_error *err);
-    /* Called now and then while waiting; not CAIRN_OK gives up with that result. May be NULL. */
-    int (*poll)(void *ctx, struct cairn_error *err);
     void *ctx;
     size_t body_max; /* collected at most; 0: 64 MiB */
 
@@ -71,7 +73,7 @@ void remote_answer_release(struct remote_answer *answer);
 
 /*
  * Any HTTP status is an answer; only not getting one is an error (CAIRN_E_UNAVAILABLE, or what
- * read_body, write_body and poll returned).  A repeatable request is repeated after 502, 503 and
+ * read_body, write_body or poll returned).  A repeatable request is repeated after 502, 503 and
  * 504, too, while the deadline allows.  Redirects are not followed, proxies of the environment not
  * used.  Until some server has answered for the first time, refused connections are reported after
  * a second.

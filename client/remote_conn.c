@@ -50,6 +50,8 @@ struct remote {
     atomic_uint current; /* the server that answered last */
     atomic_bool reached; /* has any answered yet? */
     unsigned deadline_ms;
+    int (*poll)(void *ctx, struct cairn_error *err);
+    void *poll_ctx;
     char *authorization;
     struct curl_slist *authorization_list;
 
@@ -145,6 +147,8 @@ int remote_new(const struct remote_options *options, struct remote **ret_remote,
         return error_set(err, CAIRN_E_UNAVAILABLE, "libcurl cannot start: %s",
                          curl_easy_strerror(curl_ready));
     remote->deadline_ms = options->deadline_ms ? options->deadline_ms : DEADLINE_MS_DEFAULT;
+    remote->poll = options->poll;
+    remote->poll_ctx = options->poll_ctx;
     ret = add_servers(remote, options->servers, err);
     if (ret == CAIRN_OK)
         ret = set_token(remote, options->token, err);
@@ -197,13 +201,15 @@ static uint64_t now_ms(void)
     return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
-static struct conn *conn_new(void)
+static struct conn *conn_new(struct remote *remote)
 {
     struct conn *conn = calloc(1, sizeof(*conn));
 
-    if (conn)
-        conn->curl = curl_easy_init();
-    if (conn && !conn->curl) {
+    if (!conn)
+        return NULL;
+    conn->remote = remote;
+    conn->curl = curl_easy_init();
+    if (!conn->curl) {
         free(conn);
         return NULL;
     }
@@ -246,13 +252,23 @@ static int conn_get(struct remote *remote, uint64_t deadline, struct conn **ret_
     if (conn) {
         remote->free = conn->next;
     } else {
-        conn = conn_new();
+        conn = conn_new(remote);
         if (!conn)
             return error_no_memory(err, "a connection");
         remote->nr_conns++;
     }
     *ret_conn = conn;
     return CAIRN_OK;
+}
+
+/* curl calls it whenever something happens, and once a second. */
+static int on_progress(void *arg, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
+{
+    struct conn *conn = arg;
+
+    (void)a, (void)b, (void)c, (void)d;
+    conn->polled = conn->remote->poll(conn->remote->poll_ctx, &conn->poll_err);
+    return conn->polled != CAIRN_OK;
 }
 
 void conn_reshape(struct conn *conn, const void *shape)
@@ -272,6 +288,11 @@ void conn_reshape(struct conn *conn, const void *shape)
     curl_easy_setopt(curl, CURLOPT_TCP_KEEPIDLE, TCP_KEEPALIVE_S);
     curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, RECEIVE_BUFFER);
     curl_easy_setopt(curl, CURLOPT_USERAGENT, "cairn/" CAIRN_VERSION);
+    if (conn->remote->poll) {
+        curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+        curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
+        curl_easy_setopt(curl, CURLOPT_XFERINFODATA, conn);
+    }
 }
 
 /* -- One request ---------------------------------------------------------------------------- */
@@ -357,7 +378,13 @@ static struct outcome try_server(struct conn *conn, const char *server, const ch
         return o;
     set_times(conn, call, left_ms);
     conn->reason[0] = 0;
+    conn->polled = CAIRN_OK;
     code = curl_easy_perform(conn->curl);
+    if (conn->polled != CAIRN_OK) {
+        o.result = conn->polled;
+        *err = conn->poll_err;
+        return o;
+    }
     o.attempt = call->finish(call->arg, conn, code, &o.result, &o.may_repeat, err);
     o.unreachable = code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST;
     o.may_repeat = o.may_repeat && (call->idempotent || o.unreachable);

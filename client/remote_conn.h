@@ -17,10 +17,13 @@
 /* One curl handle with its kept-alive connections; used by one thread at a time. */
 struct conn {
     CURL *curl;
+    struct remote *remote;
     struct conn *next;        /* in the free list */
     const void *shape;        /* whose options are set on it: see conn_reshape */
     char url[REMOTE_URL_MAX]; /* the URL set on it */
     char reason[CURL_ERROR_SIZE];
+    int polled; /* what poll said in this attempt, and why */
+    struct cairn_error poll_err;
 };
 
 /* What became of one attempt. */

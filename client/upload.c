@@ -47,18 +47,10 @@ static int read_body(void *ctx, void *buf, size_t len, uint64_t off, struct cair
     return ret;
 }
 
-static int on_poll(void *ctx, struct cairn_error *err)
-{
-    const struct upload *up = ctx;
-
-    return progress_at(up->client, up->progress, up->off, err);
-}
-
 static int request(struct upload *up, struct remote_request *req, struct remote_answer *ret_answer,
                    struct cairn_error *err)
 {
     req->ctx = up;
-    req->poll = on_poll;
     return remote_request(up->client->remote, req, ret_answer, err);
 }
 

@@ -472,16 +472,18 @@ static int give_up(void *ctx, struct cairn_error *err)
 
 static void test_poll_cancels_a_wait(void **state)
 {
-    const struct remote_request request = {.method = "GET", .path = "/x", .poll = give_up};
-    struct remote_answer answer;
+    struct remote_options options = {.poll = give_up};
     struct server server;
     struct cairn_error err;
     struct remote *remote;
+    char url[64], buf[8];
 
     (void)state;
     server_start(&server, answer_nothing);
-    remote = connect_server(&server, 30000);
-    assert_int_equal(remote_request(remote, &request, &answer, &err), CAIRN_E_CANCELLED);
+    snprintf(url, sizeof(url), "http://127.0.0.1:%u", server.port);
+    options.servers = url;
+    assert_int_equal(remote_new(&options, &remote, NULL), CAIRN_OK);
+    assert_int_equal(remote_read_range(remote, "/x", NULL, buf, 8, 0, &err), CAIRN_E_CANCELLED);
     assert_string_equal(err.message, "enough");
     remote_free(remote);
     server_stop(&server);
