@@ -134,7 +134,7 @@ class ActiveLayer(Case):
             work.step()
         client.close()
         disk.stop()
-        qemu.check(self.tmp / "disk" / "active.qcow2")
+        qemu.check_active(self.tmp / "disk" / "active.qcow2")
         self.assert_same_as_qemu_reads(top, mirror)
 
     def test_killed_at_random_points(self):
@@ -144,14 +144,14 @@ class ActiveLayer(Case):
         for number in range(scaled(3, 15, 300)):
             disk = self.attach_disk()
             self.work_until_killed(disk, mirror)
-            qemu.check(self.tmp / "disk" / "active.qcow2", leaks_allowed=True)
+            qemu.check_active(self.tmp / "disk" / "active.qcow2", leaks_allowed=True)
             with self.subTest(kill=number):
                 disk = self.attach_disk()
                 client = NbdClient(disk.socket)
                 mirror.after_crash(client.read(0, len(mirror.now)))
                 client.close()
                 disk.stop()
-                qemu.check(self.tmp / "disk" / "active.qcow2", leaks_allowed=True)
+                qemu.check_active(self.tmp / "disk" / "active.qcow2", leaks_allowed=True)
         self.assert_same_as_qemu_reads(top, mirror)
         self.server.cairn("snapshot", self.tmp / "disk", "vm:v2")
         self.assertIsNone(first_difference(self.server.http.data("vm:v2"), bytes(mirror.now)))
