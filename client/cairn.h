@@ -33,8 +33,8 @@ CAIRN_API int cairn_exit_code(int code);
 
 /*
  * Called now and then during long operations, from one thread at a time, also while nothing but
- * waiting goes on; total_bytes may grow, and is 0 while it is not known.  It must not call the library.
- * what names the step ("push sha256:9f2c…").  Return not 0 to cancel: the operation ends with
+ * waiting goes on; total_bytes may grow, and is 0 while it is not known.  It must not call the
+ * library.  what names the step ("push sha256:9f2c…").  Return not 0 to cancel: the operation ends with
  * CAIRN_E_CANCELLED and can be repeated, going on where it was.
  */
 typedef int (*cairn_progress_fn)(void *ctx, const char *what, uint64_t done_bytes,
