@@ -617,6 +617,7 @@ int store_fs_open(const char *dir, struct store **ret_store, struct cairn_error 
     if (r)
         return error_prefix(err, r, "store folder %s", dir);
     remove_dead_temps(fs);
+    store_fs_remove_dead_uploads(fs);
     steal_fd(&root);
     *ret_store = &steal_ptr(fs)->store;
     return CAIRN_OK;

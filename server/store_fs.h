@@ -47,5 +47,7 @@ int store_fs_upload_read(struct store *store, const char *id, void *buf, size_t 
 int store_fs_upload_commit(struct store *store, const char *id, uint64_t size, const char *key,
                            struct cairn_error *err);
 int store_fs_upload_abort(struct store *store, const char *id, struct cairn_error *err);
+/* Those that nobody has added to for a week. */
+void store_fs_remove_dead_uploads(const struct store_fs *fs);
 
 #endif

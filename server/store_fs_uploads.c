@@ -6,29 +6,48 @@
  * Whoever changes an upload locks its data file and then looks whether the file still is the
  * upload's: a commit moves it away to its key, and nothing may be written to it from then on.
  * Between link and unlink (store_fs_publish on NFS) it has two names, and counts as gone.
- * Nothing is synced before the commit, for nothing was promised.
+ * Nothing is synced before the commit, for nothing was promised.  Uploads that nobody has added to
+ * for a week are removed when a store is opened.
  */
 #include "store_fs.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-#define PATH_MAX_ 64 /* uploads/<32 hex>/owner */
+#define UPLOAD_PATH_MAX 64          /* uploads/<32 hex>/owner */
+#define DEAD_AFTER      (7 * 86400) /* seconds since anything was added */
 
-static char *upload_path(const char *id, const char *name, char path[PATH_MAX_])
+static char *upload_path(const char *id, const char *name, char path[UPLOAD_PATH_MAX])
 {
-    snprintf(path, PATH_MAX_, "uploads/%s/%s", id, name);
+    snprintf(path, UPLOAD_PATH_MAX, "uploads/%s/%s", id, name);
     return path;
+}
+
+static char *upload_name(const char *id, char name[UPLOAD_PATH_MAX])
+{
+    snprintf(name, UPLOAD_PATH_MAX, "upload %s", id);
+    return name;
+}
+
+static int open_upload_file(const struct store_fs *fs, const char *id, const char *file, int flags,
+                            int *ret_fd, uint64_t *ret_size, struct cairn_error *err)
+{
+    char path[UPLOAD_PATH_MAX], name[UPLOAD_PATH_MAX];
+
+    return store_fs_open_file(fs, upload_path(id, file, path), flags, upload_name(id, name), ret_fd,
+                              ret_size, err);
 }
 
 static void remove_upload(const struct store_fs *fs, const char *id)
 {
-    char path[PATH_MAX_];
+    char path[UPLOAD_PATH_MAX];
 
     unlinkat(fs->root, upload_path(id, "data", path), 0);
     unlinkat(fs->root, upload_path(id, "owner", path), 0);
@@ -50,7 +69,7 @@ int store_fs_upload_new(struct store *store, const char *owner, const char *id,
                         struct cairn_error *err)
 {
     const struct store_fs *fs = store_fs_of(store);
-    char path[PATH_MAX_];
+    char path[UPLOAD_PATH_MAX];
     int r;
 
     if (mkdirat(fs->root, upload_path(id, "", path), 0750) != 0)
@@ -66,83 +85,86 @@ int store_fs_upload_new(struct store *store, const char *owner, const char *id,
 static int check_owner(const struct store_fs *fs, const char *id, const char *owner,
                        struct cairn_error *err)
 {
-    char path[PATH_MAX_], text[STORE_NAME_MAX + 1];
+    char text[STORE_NAME_MAX];
     CLEANUP_CLOSE int fd = -1;
     uint64_t size;
-    int r = store_fs_open_file(fs, upload_path(id, "owner", path), O_RDONLY, path, &fd, &size, err);
+    int r = open_upload_file(fs, id, "owner", O_RDONLY, &fd, &size, err);
 
-    if (r)
-        return r;
-    if (size != strlen(owner) || size > sizeof(text))
-        return error_set(err, CAIRN_E_NOT_FOUND, "upload %s is not of %s", id, owner);
-    r = store_fs_read(fd, text, (size_t)size, 0, path, err);
-    if (!r && memcmp(text, owner, (size_t)size) != 0)
-        r = error_set(err, CAIRN_E_NOT_FOUND, "upload %s is not of %s", id, owner);
-    return r;
+    if (!r && size == strlen(owner) && size <= sizeof(text)) {
+        r = store_fs_read(fd, text, (size_t)size, 0, "an upload's owner", err);
+        if (r || memcmp(text, owner, (size_t)size) == 0)
+            return r;
+    }
+    return r ? r : error_set(err, CAIRN_E_NOT_FOUND, "upload %s is not of %s", id, owner);
 }
 
 int store_fs_upload_size(struct store *store, const char *id, const char *owner, uint64_t *ret_size,
                          struct cairn_error *err)
 {
     const struct store_fs *fs = store_fs_of(store);
-    char path[PATH_MAX_];
     CLEANUP_CLOSE int fd = -1;
     int r = check_owner(fs, id, owner, err);
 
-    return r ? r
-             : store_fs_open_file(fs, upload_path(id, "data", path), O_RDONLY, path, &fd, ret_size,
-                                  err);
+    return r ? r : open_upload_file(fs, id, "data", O_RDONLY, &fd, ret_size, err);
 }
 
-/* Is fd's file still the upload's data, and nothing else's?  Its size, if so. */
-static int check_claimed(const struct store_fs *fs, const char *id, int fd, uint64_t *ret_size,
+/* Is fd's file still the upload's data, and nothing else's? */
+static int check_claimed(const struct store_fs *fs, const char *id, int fd, struct stat *ret_st,
                          struct cairn_error *err)
 {
-    char path[PATH_MAX_];
-    struct stat st, now;
+    char path[UPLOAD_PATH_MAX];
+    struct stat now;
 
-    if (fstat(fd, &st) != 0)
+    if (fstat(fd, ret_st) != 0)
         return error_set_errno(err, errno, "cannot stat upload %s", id);
-    if (st.st_nlink != 1 ||
+    if (ret_st->st_nlink != 1 ||
         fstatat(fs->root, upload_path(id, "data", path), &now, AT_SYMLINK_NOFOLLOW) != 0 ||
-        now.st_ino != st.st_ino || now.st_dev != st.st_dev)
+        now.st_ino != ret_st->st_ino || now.st_dev != ret_st->st_dev)
         return error_set(err, CAIRN_E_NOT_FOUND, "upload %s has ended", id);
-    *ret_size = (uint64_t)st.st_size;
     return CAIRN_OK;
 }
 
 /* Open and lock the data of an upload; closing the descriptor lets go. */
-static int claim(const struct store_fs *fs, const char *id, int *ret_fd, uint64_t *ret_size,
+static int claim(const struct store_fs *fs, const char *id, int *ret_fd, struct stat *ret_st,
                  struct cairn_error *err)
 {
-    char path[PATH_MAX_];
+    char name[UPLOAD_PATH_MAX];
     CLEANUP_CLOSE int fd = -1;
-    int r = store_fs_open_file(fs, upload_path(id, "data", path), O_RDWR, path, &fd, ret_size, err);
+    uint64_t size;
+    int r = open_upload_file(fs, id, "data", O_RDWR, &fd, &size, err);
 
     if (!r)
-        r = store_fs_lock(fd, LOCK_EX, path, err);
+        r = store_fs_lock(fd, LOCK_EX, upload_name(id, name), err);
     if (!r)
-        r = check_claimed(fs, id, fd, ret_size, err);
+        r = check_claimed(fs, id, fd, ret_st, err);
     if (!r)
         *ret_fd = steal_fd(&fd);
     return r;
 }
 
+static int check_size(const char *id, const struct stat *st, uint64_t expected,
+                      struct cairn_error *err)
+{
+    if ((uint64_t)st->st_size == expected)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_CONFLICT, "upload %s has %llu bytes, not %llu", id,
+                     (unsigned long long)st->st_size, (unsigned long long)expected);
+}
+
 int store_fs_upload_append(struct store *store, const char *id, uint64_t off, const void *buf,
                            size_t len, struct cairn_error *err)
 {
+    char name[UPLOAD_PATH_MAX];
     CLEANUP_CLOSE int fd = -1;
-    char path[PATH_MAX_];
-    uint64_t size;
-    int r = claim(store_fs_of(store), id, &fd, &size, err);
+    struct stat st;
+    int r = claim(store_fs_of(store), id, &fd, &st, err);
 
+    if (!r)
+        r = check_size(id, &st, off, err);
     if (r)
         return r;
-    if (off != size)
-        return error_set(err, CAIRN_E_CONFLICT, "upload %s has %llu bytes, cannot append at %llu",
-                         id, (unsigned long long)size, (unsigned long long)off);
-    r = store_fs_write(fd, buf, len, off, upload_path(id, "data", path), err);
-    if (r && ftruncate(fd, (off_t)size) != 0)
+    r = store_fs_write(fd, buf, len, off, upload_name(id, name), err);
+    if (r && ftruncate(fd, st.st_size) != 0)
         error_prefix(err, r, "cannot cut off what was written");
     return r;
 }
@@ -150,29 +172,27 @@ int store_fs_upload_append(struct store *store, const char *id, uint64_t off, co
 int store_fs_upload_read(struct store *store, const char *id, void *buf, size_t len, uint64_t off,
                          struct cairn_error *err)
 {
+    char name[UPLOAD_PATH_MAX];
     CLEANUP_CLOSE int fd = -1;
-    char path[PATH_MAX_];
     uint64_t size;
-    int r = store_fs_open_file(store_fs_of(store), upload_path(id, "data", path), O_RDONLY, path,
-                               &fd, &size, err);
+    int r = open_upload_file(store_fs_of(store), id, "data", O_RDONLY, &fd, &size, err);
 
-    return r ? r : store_fs_read(fd, buf, len, off, path, err);
+    return r ? r : store_fs_read(fd, buf, len, off, upload_name(id, name), err);
 }
 
 int store_fs_upload_commit(struct store *store, const char *id, uint64_t size, const char *key,
                            struct cairn_error *err)
 {
     const struct store_fs *fs = store_fs_of(store);
+    char path[UPLOAD_PATH_MAX];
     CLEANUP_CLOSE int fd = -1;
-    char path[PATH_MAX_];
-    uint64_t have;
-    int r = claim(fs, id, &fd, &have, err);
+    struct stat st;
+    int r = claim(fs, id, &fd, &st, err);
 
+    if (!r)
+        r = check_size(id, &st, size, err);
     if (r)
         return r;
-    if (have != size)
-        return error_set(err, CAIRN_E_CONFLICT, "upload %s has %llu bytes, expected %llu", id,
-                         (unsigned long long)have, (unsigned long long)size);
     if (fsync(fd) != 0)
         return error_set_errno(err, errno, "cannot sync upload %s", id);
     r = store_fs_publish(fs, upload_path(id, "data", path), key, false, err);
@@ -186,10 +206,42 @@ int store_fs_upload_abort(struct store *store, const char *id, struct cairn_erro
 {
     const struct store_fs *fs = store_fs_of(store);
     CLEANUP_CLOSE int fd = -1;
-    uint64_t size;
-    int r = claim(fs, id, &fd, &size, err);
+    struct stat st;
+    int r = claim(fs, id, &fd, &st, err);
 
     if (!r)
         remove_upload(fs, id);
     return r;
+}
+
+static void remove_if_dead(const struct store_fs *fs, const char *id)
+{
+    CLEANUP_CLOSE int fd = -1;
+    char path[UPLOAD_PATH_MAX];
+    struct stat st;
+
+    if (fstatat(fs->root, upload_path(id, "", path), &st, 0) != 0 ||
+        st.st_mtime + DEAD_AFTER > time(NULL))
+        return;
+    /* Without data it never was complete, or was not removed completely. */
+    if (fstatat(fs->root, upload_path(id, "data", path), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+        (claim(fs, id, &fd, &st, NULL) || st.st_mtime + DEAD_AFTER > time(NULL)))
+        return;
+    remove_upload(fs, id);
+}
+
+void store_fs_remove_dead_uploads(const struct store_fs *fs)
+{
+    int fd = openat(fs->root, "uploads", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    const struct dirent *entry;
+
+    if (!dir) {
+        cleanup_close(&fd);
+        return;
+    }
+    while ((entry = readdir(dir)))
+        if (strlen(entry->d_name) == STORE_ID_LEN)
+            remove_if_dead(fs, entry->d_name);
+    closedir(dir);
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The worker pool: threads, two queues, one lock.  Work that continues something goes first, so
- * that new requests never delay those under way (an upload's next piece, a reply's next buffer),
- * and its queue needs no bound of its own: it holds at most one entry per connection.
+ * The worker pool: threads, two queues, one lock.  Workers take from the queues in turn, so that
+ * neither a flood of new requests delays those under way (an upload's next piece, a reply's next
+ * buffer) nor the other way round.  The queue of work that continues something needs no bound of
+ * its own: it holds at most one entry per connection.
  */
 #include "workers.h"
 
@@ -19,6 +20,7 @@ struct workers {
     pthread_mutex_t lock; /* protects all below but threads */
     pthread_cond_t wake;
     struct queue fresh, continuing;
+    bool fresh_next; /* where both have something */
     size_t nr_fresh, max_fresh;
     bool stopping;
     unsigned nr_threads;
@@ -52,13 +54,11 @@ static struct work *queue_pop(struct queue *q)
 
 static struct work *next_locked(struct workers *w)
 {
-    struct work *work = queue_pop(&w->continuing);
+    bool fresh = w->fresh.first && (w->fresh_next || !w->continuing.first);
 
-    if (!work) {
-        work = queue_pop(&w->fresh);
-        w->nr_fresh -= work != NULL;
-    }
-    return work;
+    w->fresh_next = !fresh;
+    w->nr_fresh -= fresh;
+    return queue_pop(fresh ? &w->fresh : &w->continuing);
 }
 
 /* Runs until the pool stops and both queues are empty. */

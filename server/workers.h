@@ -19,8 +19,8 @@ struct work {
 
 enum work_kind {
     WORK_NEW,       /* a new request: refused when max_queued of them wait */
-    WORK_CONTINUES, /* goes on with what has begun: first in turn and never refused, for there is at
-                       most one per connection */
+    WORK_CONTINUES, /* goes on with what has begun: never refused, for there is at most one per
+                       connection */
 };
 
 struct workers;

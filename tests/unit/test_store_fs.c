@@ -431,6 +431,32 @@ static void test_open_removes_only_dead_temporaries(void **state)
     assert_int_equal(count_files(f, "tmp"), 1);
 }
 
+static void test_open_removes_only_abandoned_uploads(void **state)
+{
+    struct fixture *f = *state;
+    const struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    char path[400], ids[3][STORE_UPLOAD_ID_MAX];
+    struct store *second;
+    uint64_t size;
+
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(store_upload_new(f->store, "a", ids[i], &err), CAIRN_OK);
+        if (i == 0)
+            continue; /* young */
+        snprintf(path, sizeof(path), "%s/uploads/%s/data", f->dir, ids[i]);
+        if (i == 2)
+            assert_int_equal(utimensat(AT_FDCWD, path, old, 0), 0);
+        *strrchr(path, '/') = 0;
+        assert_int_equal(utimensat(AT_FDCWD, path, old, 0), 0);
+    }
+    assert_int_equal(store_open(f->url, &second, &err), CAIRN_OK);
+    store_close(second);
+    assert_int_equal(store_upload_size(f->store, ids[0], "a", &size, &err), CAIRN_OK);
+    assert_int_equal(store_upload_size(f->store, ids[1], "a", &size, &err), CAIRN_OK);
+    assert_int_equal(store_upload_size(f->store, ids[2], "a", &size, &err), CAIRN_E_NOT_FOUND);
+    assert_int_equal(count_files(f, "uploads"), 2);
+}
+
 static void test_bad_urls_are_usage_errors(void **state)
 {
     struct store *store;
@@ -513,6 +539,7 @@ int main(void)
         STORE_TEST(test_upload_ids_are_checked),
         STORE_TEST(test_full_disk_leaves_nothing_half_stored),
         STORE_TEST(test_open_removes_only_dead_temporaries),
+        STORE_TEST(test_open_removes_only_abandoned_uploads),
         STORE_TEST(test_bad_urls_are_usage_errors),
         STORE_TEST(test_nested_store_folder_is_made),
         STORE_TEST(test_put_races_with_removal_of_folder),
