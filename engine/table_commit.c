@@ -174,7 +174,8 @@ static void reopen_locked(struct table_cache *c, unsigned closed)
             table_clean_locked(c, page, closed);
         }
     }
-    if (from->nr_frees > 0 && reserve(to, from->nr_frees) == CAIRN_OK) { /* else they are leaked: never wrong */
+    /* Should there be no memory for them, they are leaked: never wrong. */
+    if (from->nr_frees > 0 && reserve(to, from->nr_frees) == CAIRN_OK) {
         memcpy(to->frees + to->nr_frees, from->frees, from->nr_frees * sizeof(*from->frees));
         to->nr_frees += from->nr_frees;
     }

@@ -42,7 +42,7 @@
 
 #define SECTOR      512
 #define MAX_THREADS 64
-#define MAX_OP      (2 << 20)
+#define MAX_OP      (512 << 10)
 
 struct sector {
     uint32_t issued, exact, floor;
@@ -214,7 +214,7 @@ static void choose_range(struct worker *w, uint64_t *ret_off, uint64_t *ret_len)
     uint64_t hot = below(&w->rng, 2) ? nr_stripes : nr_stripes / 16 + 1;
     uint64_t stripe = below(&w->rng, hot) * r->options->threads + w->index;
     uint64_t unit = below(&w->rng, 3) ? SECTOR : r->cluster_size / 32;
-    uint64_t most = min_u64(r->stripe, below(&w->rng, 8) ? 16 * unit : MAX_OP);
+    uint64_t most = min_u64(r->stripe, below(&w->rng, 32) ? 16 * unit : MAX_OP);
     uint64_t len = (1 + below(&w->rng, div_round_up(most, unit))) * unit;
     uint64_t at;
 
