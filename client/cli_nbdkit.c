@@ -207,20 +207,18 @@ int nbdkit_start(struct nbdkit *n, const struct nbdkit_params *params, struct ca
 
 /* -- What nbdkit says ----------------------------------------------------------------------- */
 
-/* "nbdkit: cairn[1]: error: text" → text. */
-static const char *bare_message(const char *line)
-{
-    const char *error = strstr(line, "error: ");
-
-    return error ? error + strlen("error: ") : line;
-}
-
+/* Of "nbdkit: cairn[1]: error: text" the text is kept; what else it says only for want of an error.
+ */
 static void end_line(struct nbdkit *n)
 {
+    const char *error;
+
     n->line[n->line_len] = 0;
-    if (n->line_len == 0)
-        return;
-    snprintf(n->last_words, sizeof(n->last_words), "%s", bare_message(n->line));
+    error = strstr(n->line, "error: ");
+    if (n->line_len > 0 && (error || !n->said_error))
+        snprintf(n->last_words, sizeof(n->last_words), "%s",
+                 error ? error + strlen("error: ") : n->line);
+    n->said_error |= error != NULL;
     n->line_len = 0;
 }
 

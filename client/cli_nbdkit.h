@@ -31,7 +31,8 @@ struct nbdkit {
 
     size_t line_len; /* of its words that do not end in a newline yet */
     char line[CAIRN_ERROR_MESSAGE_MAX];
-    char last_words[CAIRN_ERROR_MESSAGE_MAX];
+    char last_words[CAIRN_ERROR_MESSAGE_MAX]; /* the last error, else the last line */
+    bool said_error;
 };
 
 /* From here on SIGINT, SIGTERM, SIGHUP and SIGCHLD are taken by the functions below. */

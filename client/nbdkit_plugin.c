@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -26,7 +27,8 @@
 #define EXTENTS_MAX     8192 /* of one answer; the client asks again behind them */
 
 static struct cairn_client_options options = CAIRN_CLIENT_OPTIONS_INIT;
-static const char *ref, *folder; /* interned by nbdkit, or absolute paths that live until the end */
+static const char *ref;
+static char *folder; /* absolute */
 static int stop_fd = -1, closed_fd = -1;
 
 static struct cairn_client *client;
@@ -74,6 +76,7 @@ static int outcome(int code, const struct cairn_error *err)
 
 static int take_folder(const char *value)
 {
+    free(folder);
     folder = nbdkit_absolute_path(value); /* nbdkit may change its working directory */
     return folder ? 0 : -1;
 }
@@ -158,6 +161,11 @@ static void plugin_cleanup(void)
         nbdkit_error("the disk's last flush failed: %s", err.message);
     else if (closed_fd >= 0 && write(closed_fd, "\n", 1) != 1)
         nbdkit_error("cannot write to closed-fd %d: %s", closed_fd, strerror(errno));
+}
+
+static void plugin_unload(void)
+{
+    free(folder);
 }
 
 static void *plugin_open(int readonly)
@@ -314,6 +322,7 @@ static struct nbdkit_plugin plugin = {
     .longname = "Cairn disks",
     .version = CAIRN_VERSION,
     .description = "disks that are chains of QCOW2 layers, kept by a cairnd service",
+    .unload = plugin_unload,
     .config = plugin_config,
     .config_complete = plugin_config_complete,
     .config_help = CONFIG_HELP,

@@ -10,13 +10,18 @@ import pathlib
 import signal
 import threading
 import time
+import unittest
 
 import qemu
-from cairntest import (BUILD, Case, KIB, MIB, first_difference, main, preload, scaled, seeded,
-                       wait_for)
+from cairntest import (BUILD, Case, KIB, MIB, SANITIZER, first_difference, main, preload, scaled,
+                       seeded, wait_for)
 from nbdclient import NbdClient
 
 BLOCK = 4 * KIB
+
+
+# With glibc 2.36, freelocale() after strerror() waits for ever in a process with libtsan preloaded.
+no_error_text_under_tsan = unittest.skipIf(SANITIZER == "thread", "libtsan: exit hangs after strerror")
 
 
 class Writer(threading.Thread):
@@ -209,7 +214,8 @@ class Snapshots(Case):
         # The folder is known by what it was made from and by what it was snapshot to.
         self.attach_disk("other/repo1:v2").stop()
         self.attach_disk("vm:v1").stop()
-        said = self.server.cairn("attach", "vm:v9", "--disk", self.tmp / "disk", code=1).stderr
+        said = self.server.cairn("attach", "vm:v9", "--disk", self.tmp / "disk", code=1,
+                                 env=preload()).stderr
         self.assertIn(b"vm:v9", said)
 
     def test_deep_stack_of_snapshots(self):
@@ -228,6 +234,7 @@ class Snapshots(Case):
 
     # -- What goes wrong -------------------------------------------------------------------------
 
+    @no_error_text_under_tsan
     def test_server_away(self):
         """A snapshot that cannot be pushed leaves a disk that goes on; the next one has it all, also
         after the disk was attached anew with sealed layers waiting."""
@@ -318,6 +325,7 @@ class Snapshots(Case):
             client.write(0, b"x" * 512)
         client.close()
 
+    @no_error_text_under_tsan
     def test_dead_server_is_an_error_and_comes_back(self):
         content = self.push_base(64 * MIB)
         port = self.server.port
@@ -371,6 +379,7 @@ class Snapshots(Case):
         self.assertIn(b"vm:none", said)
         self.assertFalse((self.tmp / "disk").exists())
 
+    @no_error_text_under_tsan
     def test_killed_attach_leaves_no_orphan(self):
         self.push_base()
         disk = self.attach_disk("vm:v1")
