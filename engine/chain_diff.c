@@ -142,6 +142,24 @@ static int compare(struct diff *diff, uint64_t guest_off, uint64_t end, struct c
     return CAIRN_OK;
 }
 
+static int diff_range(struct diff *diff, uint64_t guest_off, uint64_t len, struct cairn_error *err)
+{
+    uint64_t end = guest_off + len;
+
+    while (guest_off < end) {
+        uint64_t slice_nr = guest_off >> INDEX_SLICE_BITS;
+        uint64_t slice_end = min_u64(end, (slice_nr + 1) << INDEX_SLICE_BITS);
+        int rc = CAIRN_OK;
+
+        if (!same_slice(diff, slice_nr))
+            rc = compare(diff, guest_off, slice_end, err);
+        if (rc != CAIRN_OK)
+            return rc;
+        guest_off = slice_end;
+    }
+    return report_found(diff, err);
+}
+
 int chain_diff_range(const struct index_l1 *a, const struct index_slices *a_slices,
                      const struct digest *a_layers, const struct index_l1 *b,
                      const struct index_slices *b_slices, const struct digest *b_layers,
@@ -154,21 +172,25 @@ int chain_diff_range(const struct index_l1 *a, const struct index_slices *a_slic
         .fn = fn,
         .arg = arg,
     };
-    uint64_t end = guest_off + len;
 
     diff.nr_common = count_common(&diff.a, &diff.b);
-    while (guest_off < end) {
-        uint64_t slice_nr = guest_off >> INDEX_SLICE_BITS;
-        uint64_t slice_end = min_u64(end, (slice_nr + 1) << INDEX_SLICE_BITS);
-        int rc = CAIRN_OK;
+    return diff_range(&diff, guest_off, len, err);
+}
 
-        if (!same_slice(&diff, slice_nr))
-            rc = compare(&diff, guest_off, slice_end, err);
-        if (rc != CAIRN_OK)
-            return rc;
-        guest_off = slice_end;
-    }
-    return report_found(&diff, err);
+int chain_diff_states(const struct index_l1 *a, const struct index_slices *a_slices,
+                      const struct index_l1 *b, const struct index_slices *b_slices,
+                      const struct digest *layers, uint32_t nr_below, layer_extent_fn fn, void *arg,
+                      struct cairn_error *err)
+{
+    struct diff diff = {
+        .a = {.l1 = a, .slices = a_slices, .layers = layers},
+        .b = {.l1 = b, .slices = b_slices, .layers = layers},
+        .nr_common = nr_below,
+        .fn = fn,
+        .arg = arg,
+    };
+
+    return diff_range(&diff, 0, max_u64(a->virtual_size, b->virtual_size), err);
 }
 
 int chain_diff(const struct index_l1 *a, const struct index_slices *a_slices,

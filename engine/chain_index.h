@@ -151,6 +151,16 @@ int chain_diff_range(const struct index_l1 *a, const struct index_slices *a_slic
                      uint64_t guest_off, uint64_t len, layer_extent_fn fn, void *arg,
                      struct cairn_error *err);
 
+/*
+ * The same for two states of one image, its internal snapshots or its active disk, each on top of
+ * the same nr_below layers (a may also be those alone): the top layers have one digest and yet
+ * slices of their own.
+ */
+int chain_diff_states(const struct index_l1 *a, const struct index_slices *a_slices,
+                      const struct index_l1 *b, const struct index_slices *b_slices,
+                      const struct digest *layers, uint32_t nr_below, layer_extent_fn fn, void *arg,
+                      struct cairn_error *err);
+
 /* -- Bytes ----------------------------------------------------------------------------------- */
 
 /*

@@ -18,11 +18,13 @@
 static int at_layer(const struct chain_reader *reader, const struct extent *e, int rc,
                     struct cairn_error *err)
 {
+    const char *what = e->kind == EXTENT_COMPRESSED ? "compressed cluster" : "data";
     char text[DIGEST_STR_MAX];
 
+    if (!reader->layers)
+        return error_prefix(err, rc, "%s at 0x%" PRIx64, what, e->host_off);
     return error_prefix(err, rc, "layer %s: %s at 0x%" PRIx64,
-                        digest_format(&reader->layers[e->layer], text),
-                        e->kind == EXTENT_COMPRESSED ? "compressed cluster" : "data", e->host_off);
+                        digest_format(&reader->layers[e->layer], text), what, e->host_off);
 }
 
 /* Read and decompress the cluster that e is a part of. */

@@ -15,6 +15,8 @@ struct layer {
     struct source *src; /* borrowed */
     struct layer_attr attr;
     struct qcow2_image *image; /* NULL for raw */
+    bool is_snapshot;
+    uint32_t snapshot; /* its index, if it is one */
 };
 
 void layer_free(struct layer *layer)
@@ -65,6 +67,42 @@ int layer_open(struct source *src, enum layer_format format, struct layer **ret_
     return r;
 }
 
+/* The active disk's size gives way to the snapshot's; where its table is, scanning checks. */
+static int become_snapshot(struct layer *layer, uint32_t index, struct cairn_error *err)
+{
+    const struct qcow2_snapshot *list;
+    uint32_t nr;
+    int r = qcow2_image_snapshots(layer->image, &list, &nr, err);
+
+    if (r != CAIRN_OK)
+        return r;
+    if (index >= nr)
+        return error_set(err, CAIRN_E_NOT_FOUND, "%s: no snapshot %" PRIu32 ", there are %" PRIu32,
+                         layer->src->name, index, nr);
+    if (list[index].disk_size > CHAIN_VIRTUAL_SIZE_MAX)
+        return error_set(err, CAIRN_E_LIMIT,
+                         "%s: snapshot %" PRIu32 ": disk size %" PRIu64
+                         " is above the limit of %" PRIu64,
+                         layer->src->name, index, list[index].disk_size, CHAIN_VIRTUAL_SIZE_MAX);
+    layer->is_snapshot = true;
+    layer->snapshot = index;
+    layer->attr.virtual_size = round_down(list[index].disk_size, 512);
+    return CAIRN_OK;
+}
+
+int layer_open_snapshot(struct source *src, uint32_t index, struct layer **ret_layer,
+                        struct cairn_error *err)
+{
+    CLEANUP(layer_free_p) struct layer *layer = NULL;
+    int r = layer_open(src, LAYER_QCOW2, &layer, err);
+
+    if (r == CAIRN_OK)
+        r = become_snapshot(layer, index, err);
+    if (r == CAIRN_OK)
+        *ret_layer = steal_ptr(layer);
+    return r;
+}
+
 const struct layer_attr *layer_get_attr(const struct layer *layer)
 {
     return &layer->attr;
@@ -81,6 +119,8 @@ int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_
 {
     struct extent all = {.len = layer->attr.virtual_size, .kind = EXTENT_DATA};
 
+    if (layer->is_snapshot)
+        return qcow2_snapshot_scan(layer->image, layer->snapshot, fn, arg, err);
     if (layer->image)
         return qcow2_image_scan(layer->image, fn, arg, err);
     return all.len > 0 ? fn(arg, &all, err) : CAIRN_OK;

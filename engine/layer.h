@@ -43,6 +43,13 @@ struct layer;
  */
 int layer_open(struct source *src, enum layer_format format, struct layer **ret_layer,
                struct cairn_error *err);
+
+/*
+ * An internal snapshot of a qcow2 image, by its number in the snapshot table (qcow2_snapshot_find),
+ * as if it were the layer: its size, its tables.
+ */
+int layer_open_snapshot(struct source *src, uint32_t index, struct layer **ret_layer,
+                        struct cairn_error *err);
 void layer_free(struct layer *layer);
 CLEANUP_DEFINE(struct layer *, layer_free)
 

@@ -157,6 +157,18 @@ enum qcow2_bitmap_offset {
     QCOW2_BITMAP_LENGTH = 24,      /* then extra data, name, padding to 8 */
 };
 
+#define QCOW2_BITMAP_IN_USE      (UINT32_C(1) << 0) /* not saved: do not believe it */
+#define QCOW2_BITMAP_AUTO        (UINT32_C(1) << 1) /* to be kept up to date by who writes */
+#define QCOW2_BITMAP_EXTRA_KNOWN (UINT32_C(1) << 2) /* usable without knowing its extra data */
+#define QCOW2_BITMAP_FLAGS_KNOWN UINT32_C(7)
+
+#define QCOW2_BITMAP_TYPE_DIRTY 1
+
+/* Bitmap table entry: a host cluster of bits, or none, then bit 0 says what they all are. */
+#define QCOW2_BME_SIZE          8
+#define QCOW2_BME_ALL_ONES      (UINT64_C(1) << 0)
+#define QCOW2_BME_RESERVED_MASK UINT64_C(0xff000000000001fe)
+
 /* -- Limits ------------------------------------------------------------------------------------ */
 
 #define QCOW2_CLUSTER_BITS_MIN       9  /* specification, "Header" */

@@ -191,7 +191,8 @@ static int decode_bitmaps(struct decoder *d, const uint8_t *data, uint32_t len,
     struct qcow2_header *hdr = d->hdr;
 
     /* Without its autoclear bit, which version 2 has not, the extension is not to be believed. */
-    if (!(hdr->autoclear_features & QCOW2_AUTOCLEAR_BITMAPS))
+    hdr->stale_bitmaps = !(hdr->autoclear_features & QCOW2_AUTOCLEAR_BITMAPS);
+    if (hdr->stale_bitmaps)
         return CAIRN_OK;
     if (len != QCOW2_EXT_BITMAPS_LEN)
         return wrong_length(d, "bitmaps", len, QCOW2_EXT_BITMAPS_LEN, err);

@@ -68,9 +68,14 @@ static inline uint64_t qcow2_virtual_size(const struct qcow2_header *hdr)
 }
 
 /* L1 entries that a disk of this size needs; the table may have more (for VM state). */
+static inline uint64_t qcow2_l1_entries(const struct qcow2_header *hdr, uint64_t size)
+{
+    return div_round_up(size, UINT64_C(1) << (hdr->cluster_bits + qcow2_l2_bits(hdr)));
+}
+
 static inline uint64_t qcow2_l1_needed(const struct qcow2_header *hdr)
 {
-    return div_round_up(hdr->size, UINT64_C(1) << (hdr->cluster_bits + qcow2_l2_bits(hdr)));
+    return qcow2_l1_entries(hdr, hdr->size);
 }
 
 #endif

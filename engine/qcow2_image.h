@@ -51,6 +51,7 @@ struct qcow2_header {
     uint32_t nr_features;
     struct qcow2_feature_name *features;
     bool has_bitmaps, has_crypto_header, has_parent;
+    bool stale_bitmaps; /* there are some, but not all that wrote the image knew of them */
     uint32_t nb_bitmaps;
     uint64_t bitmap_directory_size;
     uint64_t bitmap_directory_offset;
@@ -68,14 +69,17 @@ struct qcow2_snapshot {
     uint64_t vm_clock_nsec;
     uint64_t vm_state_size;
     uint64_t disk_size;
+    uint32_t extra_len; /* bytes of extra data */
+    uint64_t entry_end; /* host offset of the end of its entry in the snapshot table */
 };
 
 struct qcow2_bitmap {
     char *name;
     uint64_t bitmap_table_offset;
     uint32_t bitmap_table_size;
-    uint32_t flags; /* bit 0: in use, bit 1: auto */
-    uint8_t type;
+    uint32_t flags;           /* QCOW2_BITMAP_* of qcow2.h */
+    uint32_t extra_data_size; /* whose meaning we do not know */
+    uint8_t type;             /* 1: dirty tracking */
     uint8_t granularity_bits;
 };
 
@@ -105,5 +109,38 @@ int qcow2_image_bitmaps(struct qcow2_image *image, const struct qcow2_bitmap **r
 /* As layer_scan, for the active L1 table. */
 int qcow2_image_scan(struct qcow2_image *image, layer_extent_fn fn, void *arg,
                      struct cairn_error *err);
+
+/*
+ * The snapshot with this name or this ID.  None is CAIRN_E_NOT_FOUND; more than one, which an image
+ * may hold, CAIRN_E_CONFLICT.
+ */
+int qcow2_snapshot_find(struct qcow2_image *image, const char *name_or_id, uint32_t *ret_index,
+                        struct cairn_error *err);
+
+/* As layer_scan, for the L1 table of a snapshot and as far as its disk reached; its VM state is no
+ * part of it. */
+int qcow2_snapshot_scan(struct qcow2_image *image, uint32_t index, layer_extent_fn fn, void *arg,
+                        struct cairn_error *err);
+
+/*
+ * Why a bitmap's content says nothing of the disk: CAIRN_E_CORRUPT if it was not saved (it is in
+ * use), CAIRN_E_UNSUPPORTED if it has a type, flags or extra data that we do not know.
+ */
+int qcow2_bitmap_check(const struct qcow2_image *image, const struct qcow2_bitmap *bitmap,
+                       struct cairn_error *err);
+
+/* CAIRN_E_NOT_FOUND; CAIRN_E_CORRUPT if the image's bitmaps are stale. */
+int qcow2_bitmap_find(struct qcow2_image *image, const char *name, uint32_t *ret_index,
+                      struct cairn_error *err);
+
+/* Not 0 stops the scan and becomes its result. */
+typedef int (*qcow2_dirty_fn)(void *arg, uint64_t guest_off, uint64_t len, struct cairn_error *err);
+
+/*
+ * The dirty ranges of a bitmap, in guest order, neighbours merged, cut at the end of the disk.
+ * Every entry of its table is validated; one cluster of memory.
+ */
+int qcow2_bitmap_scan(struct qcow2_image *image, uint32_t index, qcow2_dirty_fn fn, void *arg,
+                      struct cairn_error *err);
 
 #endif

@@ -3,8 +3,9 @@
  * The two lists with entries of variable length: internal snapshots and bitmaps
  * (docs/interop/qcow2.rst of QEMU, "Snapshots" and "Bitmaps").
  *
- * They are listed, no more: nothing follows their L1 and bitmap tables, for a layer's content does
- * not depend on them.  Memory is bounded by the limits on a whole table.
+ * They are listed here, no more: a layer's content does not depend on them, and their L1 and bitmap
+ * tables are looked at by who follows them (qcow2_scan.c, qcow2_bitmap.c).  Memory is bounded by
+ * the limits on a whole table.
  */
 #include "qcow2_lists.h"
 
@@ -141,11 +142,13 @@ static int read_snapshot(struct cursor *c, const struct qcow2_header *hdr,
     snap->vm_clock_nsec = bytes_get_be64(b + QCOW2_SNAP_VM_CLOCK_NSEC);
     snap->vm_state_size = bytes_get_be32(b + QCOW2_SNAP_VM_STATE_SIZE32);
     snap->disk_size = hdr->size; /* what QEMU assumes where old images do not say */
-    r = read_snapshot_extra(c, bytes_get_be32(b + QCOW2_SNAP_EXTRA_LEN), snap, err);
+    snap->extra_len = bytes_get_be32(b + QCOW2_SNAP_EXTRA_LEN);
+    r = read_snapshot_extra(c, snap->extra_len, snap, err);
     if (r == CAIRN_OK)
         r = cursor_take_string(c, bytes_get_be16(b + QCOW2_SNAP_ID_LEN), &snap->id, err);
     if (r == CAIRN_OK)
         r = cursor_take_string(c, bytes_get_be16(b + QCOW2_SNAP_NAME_LEN), &snap->name, err);
+    snap->entry_end = c->off;
     return r;
 }
 
@@ -213,7 +216,8 @@ static int read_bitmap(struct cursor *c, struct qcow2_bitmap *bitmap, struct cai
     if (bitmap->granularity_bits > 63)
         return error_set(err, CAIRN_E_CORRUPT, "%s: a bitmap's granularity_bits %u is above 63",
                          c->src->name, bitmap->granularity_bits);
-    r = cursor_take(c, NULL, bytes_get_be32(b + QCOW2_BITMAP_EXTRA_LEN), err);
+    bitmap->extra_data_size = bytes_get_be32(b + QCOW2_BITMAP_EXTRA_LEN);
+    r = cursor_take(c, NULL, bitmap->extra_data_size, err);
     return r == CAIRN_OK ? cursor_take_string(c, name_len, &bitmap->name, err) : r;
 }
 

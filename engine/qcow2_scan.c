@@ -11,8 +11,9 @@
  * Neighbours merge in one pending extent, whatever table they come from.  Metadata is compared
  * with merged runs, not with single clusters, which makes that check cheap.
  *
- * Refcount tables and blocks, inactive L1 tables and L1 entries past the end of the disk (VM
- * state) do not take part in what the guest sees and are not read.
+ * An internal snapshot is a disk as the active one is: an L1 table and a size.  Refcount tables and
+ * blocks, the L1 tables of other states and L1 entries past the end of the disk (VM state) do not
+ * take part in what the guest sees and are not read.
  */
 #include "qcow2_scan.h"
 
@@ -20,6 +21,7 @@
 #include <stdio.h>
 
 #include "bytes.h"
+#include "chain_index.h"
 
 /* L2 tables that lie this close together are read in one go. */
 #define WINDOW_MIN ((size_t)256 << 10)
@@ -27,11 +29,12 @@
 struct scan {
     struct source *src;
     const struct qcow2_header *hdr;
+    const struct qcow2_state *state;
     uint64_t cluster_size;
     uint64_t virtual_size;
     unsigned l2_bits;
 
-    struct qcow2_region regions[QCOW2_REGIONS_MAX];
+    struct qcow2_region regions[QCOW2_REGIONS_MAX + 1]; /* with a snapshot's L1 table */
     unsigned nr_regions;
     uint64_t *l1; /* host offsets of L2 tables, 0 for none; host order, validated */
     size_t nr_l1;
@@ -122,12 +125,12 @@ static int load_l1(struct scan *s, struct cairn_error *err)
 {
     int r = CAIRN_OK;
 
-    s->nr_l1 = qcow2_l1_needed(s->hdr);
+    s->nr_l1 = qcow2_l1_entries(s->hdr, s->state->size);
     s->l1 = malloc((s->nr_l1 + 1) * sizeof(*s->l1));
     if (!s->l1)
         return error_no_memory(err, "the L1 table");
     if (s->nr_l1 > 0) /* else there may be no table at all */
-        r = source_pread(s->src, s->l1, s->nr_l1 * sizeof(*s->l1), s->hdr->l1_table_offset, err);
+        r = source_pread(s->src, s->l1, s->nr_l1 * sizeof(*s->l1), s->state->l1_table_offset, err);
     if (r != CAIRN_OK)
         return r;
     for (size_t i = 0; i < s->nr_l1; i++) {
@@ -416,6 +419,81 @@ static int scan_table(struct scan *s, const uint8_t *table, uint64_t guest_off,
     return CAIRN_OK;
 }
 
+/* -- The disks of an image --------------------------------------------------------------------- */
+
+struct qcow2_state qcow2_state_active(const struct qcow2_header *hdr)
+{
+    return (struct qcow2_state){.what = "L1 table",
+                                .l1_table_offset = hdr->l1_table_offset,
+                                .l1_size = hdr->l1_size,
+                                .size = hdr->size};
+}
+
+static int check_snapshot_sizes(const struct source *src, const struct qcow2_header *hdr,
+                                const struct qcow2_state *state, struct cairn_error *err)
+{
+    const uint64_t l1_size_max = QCOW2_L1_BYTES_MAX / QCOW2_L1E_SIZE;
+    uint64_t needed;
+
+    if (state->size > CHAIN_VIRTUAL_SIZE_MAX)
+        return error_set(err, CAIRN_E_LIMIT,
+                         "%s: %s: disk size %" PRIu64 " is above the limit of %" PRIu64, src->name,
+                         state->what, state->size, CHAIN_VIRTUAL_SIZE_MAX);
+    if (state->l1_size > l1_size_max)
+        return error_set(err, CAIRN_E_LIMIT,
+                         "%s: %s: l1_size %" PRIu32 " is above the limit of %" PRIu64, src->name,
+                         state->what, state->l1_size, l1_size_max);
+    needed = qcow2_l1_entries(hdr, state->size);
+    if (state->l1_size < needed)
+        return error_set(err, CAIRN_E_CORRUPT,
+                         "%s: %s: l1_size %" PRIu32 " is below the %" PRIu64
+                         " that a disk of %" PRIu64 " bytes needs",
+                         src->name, state->what, state->l1_size, needed, state->size);
+    return CAIRN_OK;
+}
+
+static int check_snapshot_place(const struct source *src, const struct qcow2_header *hdr,
+                                const struct qcow2_state *state, struct cairn_error *err)
+{
+    uint64_t len = (uint64_t)state->l1_size * QCOW2_L1E_SIZE;
+    struct qcow2_region regions[QCOW2_REGIONS_MAX];
+    const struct qcow2_region *other;
+    int r;
+
+    if (len == 0)
+        return CAIRN_OK;
+    r = qcow2_check_table(src, hdr, state->what, state->l1_table_offset, len, err);
+    if (r != CAIRN_OK)
+        return r;
+    other =
+        qcow2_region_find(regions, qcow2_header_regions(hdr, regions), state->l1_table_offset, len);
+    if (other)
+        return error_set(err, CAIRN_E_CORRUPT,
+                         "%s: %s at 0x%" PRIx64 " overlaps the %s at 0x%" PRIx64, src->name,
+                         state->what, state->l1_table_offset, other->what, other->host_off);
+    return CAIRN_OK;
+}
+
+int qcow2_state_snapshot(const struct source *src, const struct qcow2_header *hdr,
+                         const struct qcow2_snapshot *snapshot, struct qcow2_state *ret_state,
+                         struct cairn_error *err)
+{
+    struct qcow2_state state = {.l1_table_offset = snapshot->l1_table_offset,
+                                .l1_size = snapshot->l1_size,
+                                .size = snapshot->disk_size};
+    char quoted[QUOTE_MAX];
+    int r;
+
+    snprintf(state.what, sizeof(state.what), "L1 table of snapshot %s",
+             quote_str(snapshot->name, quoted));
+    r = check_snapshot_sizes(src, hdr, &state, err);
+    if (r == CAIRN_OK)
+        r = check_snapshot_place(src, hdr, &state, err);
+    if (r == CAIRN_OK)
+        *ret_state = state;
+    return r;
+}
+
 /* -- The whole --------------------------------------------------------------------------------- */
 
 static int scan_tables(struct scan *s, struct cairn_error *err)
@@ -436,19 +514,33 @@ static int scan_tables(struct scan *s, struct cairn_error *err)
     return flush_pending(s, err);
 }
 
-int qcow2_scan(struct source *src, const struct qcow2_header *hdr, layer_extent_fn fn, void *arg,
-               struct cairn_error *err)
+/* What no guest data may lie in: what the header claims, and the table that is scanned. */
+static void set_regions(struct scan *s)
+{
+    const struct qcow2_state *state = s->state;
+
+    s->nr_regions = qcow2_header_regions(s->hdr, s->regions);
+    if (state->l1_table_offset != s->hdr->l1_table_offset && state->l1_size > 0)
+        s->regions[s->nr_regions++] = (struct qcow2_region){
+            .what = state->what,
+            .host_off = state->l1_table_offset,
+            .len = round_up((uint64_t)state->l1_size * QCOW2_L1E_SIZE, s->cluster_size)};
+}
+
+int qcow2_scan(struct source *src, const struct qcow2_header *hdr, const struct qcow2_state *state,
+               layer_extent_fn fn, void *arg, struct cairn_error *err)
 {
     struct scan s = {.src = src,
                      .hdr = hdr,
+                     .state = state,
                      .cluster_size = qcow2_cluster_size(hdr),
-                     .virtual_size = qcow2_virtual_size(hdr),
+                     .virtual_size = round_down(state->size, 512),
                      .l2_bits = qcow2_l2_bits(hdr),
                      .fn = fn,
                      .arg = arg};
     int r;
 
-    s.nr_regions = qcow2_header_regions(hdr, s.regions);
+    set_regions(&s);
     s.window_max = max_u64(s.cluster_size, WINDOW_MIN);
     s.window = malloc(s.window_max);
     if (!s.window)

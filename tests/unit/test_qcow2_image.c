@@ -351,6 +351,7 @@ static void test_bitmaps_without_their_bit_are_not_believed(void **state)
     bytes_put_be64(s.bytes + QCOW2_HDR_AUTOCLEAR_FEATURES, 0);
     open_with(&s, 0);
     assert_false(s.hdr->has_bitmaps);
+    assert_true(s.hdr->stale_bitmaps);
     assert_int_equal(s.hdr->nb_bitmaps, 0);
     done(&s);
 }
