@@ -84,11 +84,6 @@ struct look_up {
     uint32_t slice_nr;
 };
 
-static const struct digest *prefix_id(const struct look_up *look)
-{
-    return &look->chain->chain_ids[look->ordinal];
-}
-
 static int tier_get(struct tier *tier, const struct look_up *look, void **ret_value,
                     struct cairn_error *err)
 {
@@ -119,7 +114,7 @@ static int tier_get(struct tier *tier, const struct look_up *look, void **ret_va
 static void tier_put(struct tier *tier, const struct look_up *look, const void *value)
 {
     if (look->l1 && tier->is.put_slice)
-        tier->is.put_slice(tier->is.ctx, prefix_id(look), look->slice_nr, value);
+        tier->is.put_slice(tier->is.ctx, look->chain, look->ordinal, look->slice_nr, value);
     else if (!look->l1 && tier->is.put_l1)
         tier->is.put_l1(tier->is.ctx, value);
 }
@@ -154,9 +149,16 @@ static int fetch(void *arg, void **ret_value, struct cairn_error *err)
 
 /* -- Looking up ------------------------------------------------------------------------------- */
 
-static struct cache_key key_of(const struct digest *prefix_chain_id, uint32_t slice_nr)
+#define KEY_RAW_BASE 0x80000000u /* slices are numbered below 2^23 */
+
+struct cache_key metacache_key(const struct meta_chain *chain, uint32_t ordinal, uint32_t slice_nr)
 {
-    return (struct cache_key){.digest = *prefix_chain_id, .sub = slice_nr};
+    bool raw_base = chain->layers[0].format == LAYER_RAW;
+
+    return (struct cache_key){
+        .digest = chain->chain_ids[ordinal],
+        .sub = slice_nr | (raw_base ? KEY_RAW_BASE : 0),
+    };
 }
 
 /*
@@ -175,7 +177,7 @@ static int get(const struct look_up *look, bool with_rebuild, void **ret_value,
     if (look->ordinal >= look->chain->depth)
         return error_set(err, CAIRN_E_CORRUPT, "chain index: prefix %u of a chain of %u layers",
                          look->ordinal, look->chain->depth);
-    key = key_of(prefix_id(look), look->slice_nr);
+    key = metacache_key(look->chain, look->ordinal, look->slice_nr);
     if (with_rebuild)
         return cache_get(memory, &key, fetch, &arg, ret_value, err);
     *ret_value = cache_peek(memory, &key);
@@ -242,9 +244,9 @@ int metacache_find_slice(struct metacache *cache, const struct meta_chain *chain
 
 /* -- Filling ---------------------------------------------------------------------------------- */
 
-void metacache_fill_l1(struct metacache *cache, struct index_l1 *l1)
+void metacache_fill_l1(struct metacache *cache, const struct meta_chain *chain, struct index_l1 *l1)
 {
-    struct cache_key key = key_of(&l1->chain_id, 0);
+    struct cache_key key = metacache_key(chain, l1->depth - 1, 0);
 
     cache_put(cache->l1s, &key, l1);
     for (unsigned i = 0; i < cache->nr_tiers; i++) {
@@ -255,17 +257,17 @@ void metacache_fill_l1(struct metacache *cache, struct index_l1 *l1)
     }
 }
 
-void metacache_fill_slice(struct metacache *cache, const struct digest *prefix_chain_id,
+void metacache_fill_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
                           uint32_t slice_nr, struct index_slice *slice)
 {
-    struct cache_key key = key_of(prefix_chain_id, slice_nr);
+    struct cache_key key = metacache_key(chain, ordinal, slice_nr);
 
     cache_put(cache->slices, &key, slice);
     for (unsigned i = 0; i < cache->nr_tiers; i++) {
         const struct metacache_tier *tier = &cache->tiers[i].is;
 
         if (tier->put_slice)
-            tier->put_slice(tier->ctx, prefix_chain_id, slice_nr, slice);
+            tier->put_slice(tier->ctx, chain, ordinal, slice_nr, slice);
     }
 }
 

@@ -148,7 +148,7 @@ struct object_name {
 
 static struct cache_key name_key(const struct object_name *name)
 {
-    return (struct cache_key){.digest = name->chain->chain_ids[name->ordinal]};
+    return metacache_key(name->chain, name->ordinal, 0);
 }
 
 static int open_stored(void *arg, void **ret_value, struct cairn_error *err)
@@ -183,6 +183,20 @@ static int stored_object(const struct object_name *name, struct index_object **r
     if (code == CAIRN_OK)
         *ret_object = value;
     return code;
+}
+
+/* Somebody else may have stored the same chain ID with its base in the other format: what is built
+ * or read from that is another disk. */
+static int check_base(const struct index_l1 *l1, const struct meta_chain *chain,
+                      struct cairn_error *err)
+{
+    char id[DIGEST_STR_MAX];
+
+    if (l1->layers[0].format == chain->layers[0].format)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_CONFLICT, "index of chain %s: format %u of the base, expected %u",
+                     digest_format(&l1->chain_id, id), l1->layers[0].format,
+                     chain->layers[0].format);
 }
 
 /* A slice that an L1 says was made at this prefix; a container without it is corrupt. */
@@ -221,7 +235,9 @@ static int store_get_slice(void *ctx, const struct meta_chain *chain, const stru
     (void)l1; /* the object has an L1 of its own to check against */
     if (code != CAIRN_OK)
         return code;
-    code = object_slice(&name, o, slice, ret_slice, err);
+    code = check_base(index_reader_l1(o->reader), chain, err);
+    if (code == CAIRN_OK)
+        code = object_slice(&name, o, slice, ret_slice, err);
     if (code != CAIRN_OK)
         cache_drop(name.s->objects, &key, o);
     return code;
@@ -318,7 +334,7 @@ static int build_emit(void *arg, uint32_t slice_nr, struct index_slice *slice,
     if (b->slice_bytes > INDEX_OBJECT_BYTES_MAX)
         return error_set(err, CAIRN_E_LIMIT, "the layer's index takes more than %zu bytes",
                          INDEX_OBJECT_BYTES_MAX);
-    metacache_fill_slice(b->s->cache, id, slice_nr, slice);
+    metacache_fill_slice(b->s->cache, b->chain, b->ordinal, slice_nr, slice);
     return index_writer_add(b->writer, slice_nr, b->ordinal, id, slice, err);
 }
 
@@ -363,7 +379,7 @@ static int object_built(const struct build *b, void *buf, size_t len,
 static int object_keep(const struct build *b, struct index_object *o, size_t len, bool durable,
                        struct cairn_error *err)
 {
-    struct cache_key cache_key = {.digest = b->chain->chain_ids[b->ordinal]};
+    struct cache_key cache_key = metacache_key(b->chain, b->ordinal, 0);
     char key[REGISTRY_KEY_MAX];
     int code = store_put(b->s->store, object_key(&cache_key.digest, key), o->buf, len,
                          STORE_PUT_REPLACE, err);
@@ -373,7 +389,7 @@ static int object_keep(const struct build *b, struct index_object *o, size_t len
     if (code != CAIRN_OK && durable)
         return code;
     cache_put(b->s->objects, &cache_key, o);
-    metacache_fill_l1(b->s->cache, index_reader_l1(o->reader));
+    metacache_fill_l1(b->s->cache, b->chain, index_reader_l1(o->reader));
     return CAIRN_OK;
 }
 
@@ -392,6 +408,9 @@ static int build_from(struct build *b, struct layer *layer, bool durable,
             b->missing = b->ordinal - 1;
             return code;
         }
+        code = check_base(parent, b->chain, err);
+        if (code != CAIRN_OK)
+            return code;
     }
     b->parent = parent;
     code = build_container(b, layer, &buf, &len, err);

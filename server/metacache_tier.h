@@ -10,7 +10,15 @@
 #ifndef SERVER_METACACHE_TIER_H
 #define SERVER_METACACHE_TIER_H
 
+#include "cache.h"
 #include "metacache.h"
+
+/*
+ * Under which key memory keeps a part of a prefix.  A chain ID says nothing of formats, and one
+ * base taken as raw and as qcow2 makes two disks.  Publishing lets the first have the ID; that
+ * neither ever shows bytes of the other must not depend on it, so the base's format is in the key.
+ */
+struct cache_key metacache_key(const struct meta_chain *chain, uint32_t ordinal, uint32_t slice_nr);
 
 struct metacache_tier {
     const char *name;
@@ -22,8 +30,8 @@ struct metacache_tier {
     /* Keep what a lower tier found, or the builder made, if it can be kept; NULL: keeps nothing
      * that is put this way. */
     void (*put_l1)(void *ctx, const struct index_l1 *l1);
-    void (*put_slice)(void *ctx, const struct digest *prefix_chain_id, uint32_t slice_nr,
-                      const struct index_slice *slice);
+    void (*put_slice)(void *ctx, const struct meta_chain *chain, uint32_t ordinal,
+                      uint32_t slice_nr, const struct index_slice *slice);
     void (*free)(void *ctx);
     void *ctx;
 };
@@ -37,8 +45,9 @@ int metacache_find_slice(struct metacache *cache, const struct meta_chain *chain
                          const struct index_l1 *l1, uint32_t ordinal, uint32_t slice,
                          struct index_slice **ret_slice, struct cairn_error *err);
 /* Put freshly built parts into memory and every tier that keeps what is put. */
-void metacache_fill_l1(struct metacache *cache, struct index_l1 *l1);
-void metacache_fill_slice(struct metacache *cache, const struct digest *prefix_chain_id,
+void metacache_fill_l1(struct metacache *cache, const struct meta_chain *chain,
+                       struct index_l1 *l1);
+void metacache_fill_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
                           uint32_t slice_nr, struct index_slice *slice);
 
 /* -- The store and the rebuild (metacache_store.c) -------------------------------------------- */

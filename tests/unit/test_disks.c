@@ -645,6 +645,48 @@ static void test_reading_without_room_for_the_index(void **state)
     assert_reads_as(f, 4, "l3", "qcow2");
 }
 
+/* A push under the wrong media type that fails must not show in the right one after it. */
+static void test_a_failed_push_leaves_nothing_to_read(void **state)
+{
+    struct fixture *f = *state;
+
+    make_chain(f, 2);
+    f->layers[0].format = LAYER_RAW;
+    sh("mv %s/index %s/away && touch %s/index", f->dir, f->dir, f->dir);
+    assert_int_not_equal(publish(f, 2), CAIRN_OK);
+    sh("rm %s/index && mv %s/away %s/index", f->dir, f->dir, f->dir);
+    f->layers[0].format = LAYER_QCOW2;
+    assert_ok(publish(f, 2));
+    assert_reads_as(f, 2, "l1", "qcow2");
+}
+
+/* Nor may what another server has stored since under the other media type: an error, not bytes. */
+static void test_an_index_in_the_other_format_is_not_read(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP(disks_free_p) struct disks *other = NULL;
+    CLEANUP(manifest_free_p) struct manifest *m = NULL, *raw = NULL;
+    uint8_t byte[1];
+    struct disk disk;
+    struct chain_reader reader;
+
+    make_chain(f, 2);
+    m = make_manifest(f, 2);
+    assert_ok(publish(f, 2));
+    f->options.meta_cache_bytes = 0;
+    restart(f);
+    assert_ok(open_chain(f->disks, m, &disk, &err));
+    remove_object(f, 0);
+    remove_object(f, 1);
+    f->layers[0].format = LAYER_RAW;
+    raw = make_manifest(f, 2);
+    assert_ok(disks_new(f->store, &f->options, &other, &err));
+    assert_ok(disks_publish(other, raw, &err));
+    reader = disk_reader(&disk);
+    assert_fails(chain_read(&reader, byte, 1, 0, &err), CAIRN_E_CONFLICT, "format");
+    close_chain(&disk);
+}
+
 struct reader {
     pthread_t thread;
     struct disks *disks;
@@ -713,6 +755,8 @@ int main(void)
         TEST(test_publishing_on_top_of_bad_objects),
         TEST(test_another_chains_object_is_not_believed),
         TEST(test_reading_without_room_for_the_index),
+        TEST(test_a_failed_push_leaves_nothing_to_read),
+        TEST(test_an_index_in_the_other_format_is_not_read),
         TEST(test_many_readers_of_a_lost_index_build_it_once),
     };
 
