@@ -88,7 +88,9 @@ struct http_request {
 };
 
 struct http_server {
-    struct MHD_Daemon *daemon;
+    struct http_acceptor *acceptor;
+    struct MHD_Daemon **daemons; /* each has one thread */
+    unsigned nr_daemons;
     struct workers *workers;
     const struct http_route *routes;
     size_t nr_routes;
@@ -168,12 +170,18 @@ void *http_sink_ctx(const struct http_request *req)
 
 /* -- Life and death of a request ---------------------------------------------------------- */
 
+static void release_sink(struct http_request *req)
+{
+    if (req->sink.free)
+        req->sink.free(req->sink.ctx);
+    req->sink.free = NULL;
+}
+
 static void request_free(struct http_request *req)
 {
     struct http_server *server = req->server;
 
-    if (req->sink.free)
-        req->sink.free(req->sink.ctx);
+    release_sink(req);
     if (req->response)
         MHD_destroy_response(req->response);
     atomic_fetch_sub(&server->collected, req->body_size);
@@ -191,6 +199,13 @@ static void request_free(struct http_request *req)
     pthread_mutex_unlock(&server->lock);
 }
 
+static void run_free(struct work *work, bool cancelled)
+{
+    (void)cancelled;
+    request_free((struct http_request *)work);
+}
+
+/* A sink that is still there was cut off in mid-body; what it then does may block. */
 static void request_unref(struct http_request *req)
 {
     unsigned refs;
@@ -198,7 +213,10 @@ static void request_unref(struct http_request *req)
     pthread_mutex_lock(&req->lock);
     refs = --req->refs;
     pthread_mutex_unlock(&req->lock);
-    if (refs == 0)
+    if (refs > 0)
+        return;
+    req->work.run = run_free;
+    if (!req->sink.free || !workers_submit(req->server->workers, &req->work, WORK_CONTINUES))
         request_free(req);
 }
 
@@ -363,6 +381,7 @@ static void run_handle(struct work *work, bool cancelled)
         http_reply_failure(&req->reply, &req->failure);
     else
         req->route->handle(req->route->ctx, req, &req->reply);
+    release_sink(req);
     prepare_reply(req);
     MHD_resume_connection(req->connection);
 }
@@ -715,25 +734,42 @@ static size_t keep_escapes(void *cls, struct MHD_Connection *connection, char *t
 /* -- Starting and stopping ---------------------------------------------------------------- */
 
 static struct MHD_Daemon *start_daemon(struct http_server *server,
-                                       const struct http_options *options, int fd)
+                                       const struct http_options *options)
 {
-    return MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_USE_TURBO |
-                                MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG,
-                            0, NULL, NULL, on_access, server,
-                            /* the logger first, for what the other options have to say */
-                            MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, server,                 //
-                            MHD_OPTION_LISTEN_SOCKET, fd,                                   //
-                            MHD_OPTION_THREAD_POOL_SIZE, options->threads,                  //
-                            MHD_OPTION_CONNECTION_LIMIT, options->max_connections,          //
-                            MHD_OPTION_CONNECTION_TIMEOUT, options->connection_timeout_s,   //
-                            MHD_OPTION_CONNECTION_MEMORY_LIMIT, options->connection_memory, //
-                            MHD_OPTION_CONNECTION_MEMORY_INCREMENT,
-                            options->connection_memory / 4,                       //
-                            MHD_OPTION_STRICT_FOR_CLIENT, 1,                      //
-                            MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, server,   //
-                            MHD_OPTION_URI_LOG_CALLBACK, on_request_line, server, //
-                            MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,    //
-                            MHD_OPTION_END);
+    const unsigned nr_connections = (options->max_connections - 1) / options->threads + 1;
+
+    return MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_USE_TURBO | MHD_ALLOW_SUSPEND_RESUME |
+            MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG,
+        0, NULL, NULL, on_access, server,
+        /* the logger first, for what the other options have to say */
+        MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, server,                         //
+        MHD_OPTION_CONNECTION_LIMIT, nr_connections,                            //
+        MHD_OPTION_CONNECTION_TIMEOUT, options->connection_timeout_s,           //
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, options->connection_memory,         //
+        MHD_OPTION_CONNECTION_MEMORY_INCREMENT, options->connection_memory / 4, //
+        MHD_OPTION_STRICT_FOR_CLIENT, 1,                                        //
+        MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, server,                     //
+        MHD_OPTION_URI_LOG_CALLBACK, on_request_line, server,                   //
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,                      //
+        MHD_OPTION_END);
+}
+
+static int start_daemons(struct http_server *server, const struct http_options *options,
+                         struct cairn_error *err)
+{
+    server->daemons = calloc(options->threads, sizeof(*server->daemons));
+    if (!server->daemons)
+        return error_no_memory(err, "the HTTP server");
+    for (; server->nr_daemons < options->threads; server->nr_daemons++) {
+        struct MHD_Daemon *daemon = start_daemon(server, options);
+
+        if (!daemon)
+            return error_set(err, CAIRN_E_IO, "cannot start the HTTP server on %s",
+                             server->address);
+        server->daemons[server->nr_daemons] = daemon;
+    }
+    return CAIRN_OK;
 }
 
 static int start(struct http_server *server, const struct http_options *options,
@@ -747,20 +783,27 @@ static int start(struct http_server *server, const struct http_options *options,
     if (!r)
         r = workers_new(options->workers, (size_t)options->workers * QUEUED_PER_WORKER,
                         &server->workers, err);
-    if (r)
-        return r;
-    server->daemon = start_daemon(server, options, fd);
-    if (!server->daemon)
-        return error_set(err, CAIRN_E_IO, "cannot start the HTTP server on %s", server->address);
-    steal_fd(&fd);
-    return CAIRN_OK;
+    if (!r)
+        r = start_daemons(server, options, err);
+    if (!r)
+        r = http_acceptor_start(fd, server->daemons, server->nr_daemons, &server->acceptor, err);
+    if (!r)
+        steal_fd(&fd);
+    return r;
 }
 
+/* Every suspended connection is resumed by the work it waits for, done or cancelled; so when the
+ * workers have stopped there is none left, as MHD_stop_daemon demands. */
 static void server_free(struct http_server *server)
 {
+    if (server->workers)
+        workers_stop(server->workers);
+    while (server->nr_daemons > 0)
+        MHD_stop_daemon(server->daemons[--server->nr_daemons]);
     workers_free(server->workers);
     pthread_cond_destroy(&server->idle);
     pthread_mutex_destroy(&server->lock);
+    free(server->daemons);
     free(server);
 }
 
@@ -818,18 +861,10 @@ static void wait_until_idle(struct http_server *server, unsigned timeout_ms)
 
 void http_server_stop(struct http_server *server, unsigned timeout_ms)
 {
-    MHD_socket fd;
-
     if (!server)
         return;
     atomic_store(&server->stopping, true);
-    fd = MHD_quiesce_daemon(server->daemon);
+    http_acceptor_stop(server->acceptor);
     wait_until_idle(server, timeout_ms);
-    /* Every suspended connection is resumed by the work it waits for, done or cancelled; so after
-     * this there is none left, as MHD_stop_daemon demands. */
-    workers_stop(server->workers);
-    MHD_stop_daemon(server->daemon);
-    if (fd != MHD_INVALID_SOCKET)
-        close(fd);
     server_free(server);
 }

@@ -146,7 +146,7 @@ struct http_route {
 
 struct http_options {
     const char *listen; /* addr:port, [v6]:port; port 0: any that is free */
-    unsigned threads;   /* of libmicrohttpd */
+    unsigned threads;   /* of libmicrohttpd: one daemon each */
     unsigned workers;
     unsigned max_connections;
     unsigned connection_timeout_s;

@@ -1,12 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The listening socket: bound by us, so that an address that cannot be had is said clearly. */
+/*
+ * The listening socket and the thread that accepts from it.
+ *
+ * libmicrohttpd 0.9.75 could do both, but stopping is beyond it: MHD_quiesce_daemon and the threads
+ * of its pool remove the socket from the same epoll set, and whoever comes second panics. Accepting
+ * by ourselves also lets us say clearly why an address cannot be had.
+ */
 #include "http_internal.h"
 
 #include <errno.h>
 #include <netdb.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -88,4 +96,87 @@ int http_socket_name(int fd, char *buf, size_t len, struct cairn_error *err)
         return error_set_errno(err, errno, "cannot name the listening socket");
     snprintf(buf, len, ss.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
     return CAIRN_OK;
+}
+
+/* -- Accepting ---------------------------------------------------------------------------- */
+
+#define OUT_OF_FILES_WAIT_MS 20
+
+struct http_acceptor {
+    int listen_fd, stop_fd; /* ours */
+    struct MHD_Daemon *const *daemons;
+    unsigned nr_daemons, next;
+    pthread_t thread;
+};
+
+/* Connections go to libmicrohttpd's threads in turn; one that it does not want it closes. */
+static void hand_to_daemon(struct http_acceptor *a, int fd, const struct sockaddr_storage *ss,
+                           socklen_t len)
+{
+    MHD_add_connection(a->daemons[a->next], fd, (const struct sockaddr *)ss, len);
+    a->next = (a->next + 1) % a->nr_daemons;
+}
+
+/* Everything that waits.  False when it makes no sense to try again at once. */
+static bool accept_all(struct http_acceptor *a)
+{
+    for (;;) {
+        struct sockaddr_storage ss;
+        socklen_t len = sizeof(ss);
+        int fd = accept4(a->listen_fd, (struct sockaddr *)&ss, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (fd >= 0)
+            hand_to_daemon(a, fd, &ss, len);
+        else if (errno == EAGAIN)
+            return true;
+        else if (errno != EINTR && errno != ECONNABORTED)
+            return false; /* no descriptors, no memory */
+    }
+}
+
+static void *acceptor_main(void *arg)
+{
+    struct http_acceptor *a = arg;
+    struct pollfd fds[] = {
+        {.fd = a->stop_fd, .events = POLLIN},
+        {.fd = a->listen_fd, .events = POLLIN},
+    };
+
+    while (poll(fds, 2, -1) < 0 || fds[0].revents == 0) {
+        if (!accept_all(a) && poll(fds, 1, OUT_OF_FILES_WAIT_MS) > 0)
+            break;
+    }
+    return NULL;
+}
+
+int http_acceptor_start(int listen_fd, struct MHD_Daemon *const *daemons, unsigned nr_daemons,
+                        struct http_acceptor **ret_acceptor, struct cairn_error *err)
+{
+    CLEANUP_FREE struct http_acceptor *a = calloc(1, sizeof(*a));
+    CLEANUP_CLOSE int stop_fd = eventfd(0, EFD_CLOEXEC);
+    int failed;
+
+    if (!a)
+        return error_no_memory(err, "the HTTP server");
+    if (stop_fd < 0)
+        return error_set_errno(err, errno, "cannot make an event descriptor");
+    *a = (struct http_acceptor){
+        .listen_fd = listen_fd, .stop_fd = stop_fd, .daemons = daemons, .nr_daemons = nr_daemons};
+    failed = pthread_create(&a->thread, NULL, acceptor_main, a);
+    if (failed)
+        return error_set_errno(err, failed, "cannot start the thread that accepts");
+    steal_fd(&stop_fd);
+    *ret_acceptor = steal_ptr(a);
+    return CAIRN_OK;
+}
+
+void http_acceptor_stop(struct http_acceptor *a)
+{
+    if (!a)
+        return;
+    eventfd_write(a->stop_fd, 1);
+    pthread_join(a->thread, NULL);
+    close(a->listen_fd);
+    close(a->stop_fd);
+    free(a);
 }
