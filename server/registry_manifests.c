@@ -20,8 +20,9 @@
 
 #include "quote.h"
 
-#define TAG_TRIES     100
-#define TAG_VALUE_MAX 256
+#define TAG_TRIES      100
+#define TAG_VALUE_MAX  256
+#define MEDIA_TYPE_MAX 255 /* two names of 127 bytes (RFC 6838, section 4.2) */
 #define ANNOTATIONS_MAX                                                                            \
     (64u << 10) /* of a manifest, repeated in its subject's list of referrers                      \
                  */
@@ -75,15 +76,20 @@ static int not_valid(struct cairn_error *err, const char *field, const char *exp
     return error_set(err, CAIRN_E_CORRUPT, "manifest: %s is not %s", field, expected);
 }
 
+static bool is_media_type(const json_t *json)
+{
+    return json_is_string(json) && json_string_length(json) <= MEDIA_TYPE_MAX;
+}
+
 /* Digest and size of a descriptor (OCI image specification, "Content Descriptors"). */
 static int parse_descriptor(const json_t *json, const char *field, struct digest *ret_digest,
                             uint64_t *ret_size, struct cairn_error *err)
 {
-    const char *type = json_string_value(json_object_get(json, "mediaType"));
     const char *digest = json_string_value(json_object_get(json, "digest"));
     const json_t *size = json_object_get(json, "size");
 
-    if (!type || !digest || !json_is_integer(size) || json_integer_value(size) < 0)
+    if (!is_media_type(json_object_get(json, "mediaType")) || !digest || !json_is_integer(size) ||
+        json_integer_value(size) < 0)
         return not_valid(err, field, "a descriptor with mediaType, digest and size");
     *ret_size = (uint64_t)json_integer_value(size);
     if (digest_parse(digest, strlen(digest), ret_digest, err))
@@ -94,6 +100,7 @@ static int parse_descriptor(const json_t *json, const char *field, struct digest
 static int check_document(struct document *doc, struct cairn_error *err)
 {
     const json_t *media_type = json_object_get(doc->json, "mediaType");
+    const json_t *artifact_type = json_object_get(doc->json, "artifactType");
     const json_t *subject = json_object_get(doc->json, "subject");
     uint64_t size;
 
@@ -102,6 +109,8 @@ static int check_document(struct document *doc, struct cairn_error *err)
     if (media_type && (!json_is_string(media_type) ||
                        strcmp(json_string_value(media_type), MANIFEST_MEDIA_TYPE) != 0))
         return not_valid(err, "mediaType", MANIFEST_MEDIA_TYPE);
+    if (artifact_type && !is_media_type(artifact_type))
+        return not_valid(err, "artifactType", "a media type of at most 255 bytes");
     if (!json_is_array(json_object_get(doc->json, "layers")))
         return not_valid(err, "layers", "an array");
     doc->has_subject = subject != NULL;

@@ -1071,6 +1071,20 @@ static void test_referrers(void **state)
     free(two);
 }
 
+/* Its record would be larger than what is read back, and break the list for everybody. */
+static void test_a_referrer_of_an_endless_type_is_refused(void **state)
+{
+    static const char subject[] =
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    char *type = calloc(1, 257), *json;
+
+    memset(type, 'x', 256);
+    json = make_artifact(*state, type, subject);
+    expect_refused(*state, "v1", json, 400, "MANIFEST_INVALID", "artifactType");
+    free(json);
+    free(type);
+}
+
 static void test_referrers_of_the_unknown_are_none(void **state)
 {
     struct answer a;
@@ -1277,6 +1291,7 @@ int main(void)
         REGISTRY_TEST(test_other_artifacts_are_taken_as_they_are),
         REGISTRY_TEST(test_what_calls_itself_a_disk_must_be_one),
         REGISTRY_TEST(test_referrers),
+        REGISTRY_TEST(test_a_referrer_of_an_endless_type_is_refused),
         REGISTRY_TEST(test_referrers_of_the_unknown_are_none),
         REGISTRY_TEST(test_delete_by_digest_takes_the_tags_along),
         REGISTRY_TEST(test_delete_by_tag_keeps_the_manifest),
