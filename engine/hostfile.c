@@ -210,6 +210,25 @@ int hostfile_lock(struct hostfile *file, struct cairn_error *err)
     return rc ? rc : lock_byte(file, F_WRLCK, QEMU_LOCK_NO_WRITER, err);
 }
 
+/* QEMU's writers share their own bytes with each other: who only takes the second does not see
+ * them.
+ */
+int hostfile_lock_reading(struct hostfile *file, struct cairn_error *err)
+{
+    struct flock writer = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = QEMU_LOCK_WRITES, .l_len = 1};
+    int rc = lock_byte(file, F_RDLCK, QEMU_LOCK_NO_WRITER, err);
+
+    if (rc)
+        return rc;
+    if (fcntl(file->fd, F_OFD_GETLK, &writer) < 0)
+        return error_set_errno(err, errno, "%s: cannot ask who has it locked", file->name);
+    if (writer.l_type != F_UNLCK)
+        return error_set(err, CAIRN_E_CONFLICT, "%s: the file is in use by another program",
+                         file->name);
+    return CAIRN_OK;
+}
+
 int hostfile_lock_readers(struct hostfile *file, struct cairn_error *err)
 {
     int rc = lock_byte(file, F_RDLCK, QEMU_LOCK_NO_WRITER, err);

@@ -74,6 +74,11 @@ void hostfile_punch(struct hostfile *file, uint64_t len, uint64_t host_off);
  * open the file beside us (except read-only with force-share), nor we beside QEMU.
  */
 int hostfile_lock(struct hostfile *file, struct cairn_error *err);
+/*
+ * A reader that needs the file to stay as it is, of a descriptor that may be read-only:
+ * CAIRN_E_CONFLICT if somebody writes; nobody begins to while the file is open here.
+ */
+int hostfile_lock_reading(struct hostfile *file, struct cairn_error *err);
 /* From one writer to none at all: readers, QEMU's among them, may come, writers still not. */
 int hostfile_lock_readers(struct hostfile *file, struct cairn_error *err);
 
