@@ -60,7 +60,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-# -- What there is -------------------------------------------------------------------------------
+# -- What there is --------------------------------------------------------------------------------
 
 def ctest_names(build):
     answer = subprocess.run(["ctest", "--test-dir", build, "--show-only=json-v1"],
@@ -84,7 +84,7 @@ def select(names, patterns):
     return [name for name in names if wanted(name)]
 
 
-# -- Processes -----------------------------------------------------------------------------------
+# -- Processes ------------------------------------------------------------------------------------
 
 def raise_interrupted(signum, _frame):
     raise Interrupted(signal.Signals(signum).name)
@@ -175,7 +175,7 @@ def run_process(argv, timeout, env):
         raise
 
 
-# -- Running -------------------------------------------------------------------------------------
+# -- Running --------------------------------------------------------------------------------------
 
 def run_ctest(options, names, folder, env, tally):
     """Units and corpora, as many at a time as there are processors."""

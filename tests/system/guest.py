@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small Linux guest: Debian's cloud kernel, an initramfs that only finds the root, and a root file
-system of busybox.  What the guest is to do is a word on its command line; what it has to say comes
-out of its serial console."""
+"""A small Linux guest: Debian's cloud kernel, an initramfs that only finds the root, and a root
+file system of busybox.  What the guest is to do is a word on its command line; what it has to say
+comes out of its serial console."""
 
 import functools
 import os
@@ -75,7 +75,7 @@ echo "GUEST: counted back from $last to $i"
 }
 
 
-# -- Images ------------------------------------------------------------------------------------------
+# -- Images ---------------------------------------------------------------------------------------
 
 def cpio_entry(inode, name, mode, data=b""):
     """One member in the newc format of cpio."""
@@ -144,7 +144,7 @@ def make_overlay(folder, below, number, before, after):
     return path
 
 
-# -- Acceleration ------------------------------------------------------------------------------------
+# -- Acceleration ---------------------------------------------------------------------------------
 
 @functools.cache
 def accelerator():
@@ -178,7 +178,7 @@ def console_text(folder, name):
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-# -- Guests ------------------------------------------------------------------------------------------
+# -- Guests ---------------------------------------------------------------------------------------
 
 class Guest(Process):
     """QEMU, from the disk behind an NBD socket."""

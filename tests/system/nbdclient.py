@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small NBD client over a Unix socket, after the NBD protocol document: fixed newstyle, NBD_OPT_GO,
-simple replies, one request at a time.  For tests that must know exactly what was acknowledged
-before something died; everything else uses QEMU and libnbd."""
+"""A small NBD client over a Unix socket, after the NBD protocol document: fixed newstyle,
+NBD_OPT_GO, simple replies, one request at a time.  For tests that must know exactly what was
+acknowledged before something died; everything else uses QEMU and libnbd."""
 
 import errno
 import socket

@@ -17,7 +17,7 @@ from cairntest import KIB, MIB, run
 SECTOR = 512
 
 
-# -- Questions ---------------------------------------------------------------------------------------
+# -- Questions ------------------------------------------------------------------------------------
 
 def img(*arguments, **options):
     return run("qemu-img", *arguments, **options)
@@ -61,9 +61,9 @@ def compare(a, b, *options, **run_options):
 
 
 def merge_extents(extents):
-    """Entries of a map with neighbours merged wherever they say the same and run on.  Where no layer
-    has anything there is no offset: QEMU gives one for unallocated subclusters whose cluster has a
-    place in the file all the same."""
+    """Entries of a map with neighbours merged wherever they say the same and run on.  Where no
+    layer has anything there is no offset: QEMU gives one for unallocated subclusters whose cluster
+    has a place in the file all the same."""
     merged = []
     for entry in extents:
         now = {key: entry.get(key) for key in
@@ -105,7 +105,7 @@ def without_holes(path):
     os.replace(copy, path)
 
 
-# -- Chains made at random ------------------------------------------------------------------------------
+# -- Chains made at random ------------------------------------------------------------------------
 
 class Layer:
     """How one layer is to be made."""

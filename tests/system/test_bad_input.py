@@ -214,7 +214,7 @@ class BadInput(Case):
         return any(digest_of(self.good["small"])[7:] in line and "openat" in line
                    for line in self.tracer.lines())
 
-    # -- Making and publishing ------------------------------------------------------------------------
+    # -- Making and publishing --------------------------------------------------------------------
 
     def make_image(self, kind):
         options = {"plain": "cluster_size=64k", "small": "cluster_size=4k",
@@ -245,7 +245,7 @@ class BadInput(Case):
         return self.server.http.request("PUT", f"/v2/{repo}/manifests/{tag}", body,
                                         {"Content-Type": MANIFEST_TYPE})
 
-    # -- Images -----------------------------------------------------------------------------------------
+    # -- Images -----------------------------------------------------------------------------------
 
     def refusal(self, layers, words, digest):
         """None if publishing is refused as it should be, else what is wrong."""
@@ -346,7 +346,7 @@ class BadInput(Case):
                 folder = os.path.realpath(os.path.dirname(image["filename"]))
                 self.assertEqual(folder, os.path.realpath(copy))
 
-    # -- Manifests and uploads ------------------------------------------------------------------------------
+    # -- Manifests and uploads --------------------------------------------------------------------
 
     def assert_refused(self, answer, statuses, *codes):
         self.assertIn(answer.status, statuses, answer.body[:500])

@@ -29,7 +29,7 @@ class CommandLine(Case):
         for word in words:
             self.assertIn(str(word), lines[0])
 
-    # -- Usage --------------------------------------------------------------------------------------
+    # -- Usage ------------------------------------------------------------------------------------
 
     def test_help(self):
         overview = run(CAIRN, "--help").stdout.decode()
@@ -60,7 +60,7 @@ class CommandLine(Case):
                 self.assertIn(result.code, (1, 2), result.describe())
                 self.assertIn(arguments[-1].strip("-").encode(), result.stderr)
 
-    # -- Failures -------------------------------------------------------------------------------------
+    # -- Failures ---------------------------------------------------------------------------------
 
     def test_server_that_is_not_there(self):
         result = run(CAIRN, "info", "vm:v1", code=1, env={"CAIRN_SERVER": "http://127.0.0.1:1"})
@@ -86,7 +86,7 @@ class CommandLine(Case):
         self.assert_one_clear_line(server.cairn("pull", "vm:v1", out, code=1), out)
         self.assertEqual(out.read_text(), "precious")
 
-    # -- Facts ----------------------------------------------------------------------------------------
+    # -- Facts ------------------------------------------------------------------------------------
 
     def test_every_fact_as_json(self):
         server = self.cairnd()
@@ -145,7 +145,7 @@ class CommandLine(Case):
         self.assertTrue(any(start <= 512 << 10 and end >= 576 << 10 for start, end in covered),
                         changes)
 
-    # -- Local images -----------------------------------------------------------------------------------
+    # -- Local images -----------------------------------------------------------------------------
 
     def test_image_create_makes_what_qemu_takes(self):
         path = self.tmp / "new.qcow2"
