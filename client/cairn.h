@@ -71,6 +71,35 @@ CAIRN_API void cairn_client_free(struct cairn_client *client);
 CAIRN_API int cairn_push(struct cairn_client *client, const char *file, const char *format,
                          const char *ref, char **ret_ref, struct cairn_error *err);
 
+/*
+ * Push an internal snapshot of a qcow2 file, by name or ID, as a disk of its own: its content
+ * becomes one layer on top of the file's backing chain.  VM state is not pushed.  *ret_ref:
+ * `repo@sha256:…`.
+ */
+CAIRN_API int cairn_push_internal(struct cairn_client *client, const char *file,
+                                  const char *snapshot, const char *ref, char **ret_ref,
+                                  struct cairn_error *err);
+
+/*
+ * Push all internal snapshots of a qcow2 file, in the order of its snapshot table, and its active
+ * disk, as one chain over the backing chain: each is a layer that holds what differs from the one
+ * before, which is told from the tables, so what it shares with that one is stored once.  (What a
+ * snapshot shares with an older one only, because the image was reverted, is stored again.)  VM
+ * states and bitmaps are not pushed.
+ *
+ * Snapshot NAME becomes the tag `TAG-NAME`, in which each byte that a tag cannot have is `-`; one
+ * without a name goes by its ID, and where several would get the same tag, each gets its ID behind
+ * it, `TAG-NAME-ID`.  What collides even so, or is longer than a tag can be, is refused before
+ * anything is sent.  The active disk becomes ref itself.
+ *
+ * Layers are made in $TMPDIR (/var/tmp), one at a time.  Tags appear one after the other; a push
+ * that was interrupted is repeated.  The same image gives the same layers.
+ *
+ * *ret_json: {"ref":"repo@sha256:…","snapshots":[{"id","name","tag","ref"}…]}.
+ */
+CAIRN_API int cairn_push_internal_all(struct cairn_client *client, const char *file,
+                                      const char *ref, char **ret_json, struct cairn_error *err);
+
 enum cairn_pull_mode {
     CAIRN_PULL_FLAT = 0,  /* one qcow2 file */
     CAIRN_PULL_RAW = 1,   /* one sparse raw file */
@@ -181,10 +210,19 @@ CAIRN_API int cairn_image_create(const char *file, uint64_t virtual_size, const 
 /* JSON: format, header fields, features, snapshots, bitmaps, extensions. */
 CAIRN_API int cairn_image_info(const char *file, const char *format, char **ret_json,
                                struct cairn_error *err);
-/* JSON list with the field names of `qemu-img map --output=json`, of the file and its local
- * backing chain. */
-CAIRN_API int cairn_image_map(const char *file, const char *format, char **ret_json,
-                              struct cairn_error *err);
+/* The same of an internal snapshot of a qcow2 file, by name or ID, as far as its disk reached. */
+CAIRN_API int cairn_image_map_internal(const char *file, const char *snapshot, char **ret_json,
+                                       struct cairn_error *err);
+
+/*
+ * The dirty ranges of a persistent bitmap of a qcow2 file, in order, not adjacent, in whole
+ * granules except at the end of the disk.  dirty returns not 0 to stop: CAIRN_E_CANCELLED.  A
+ * bitmap that was not saved (in use), or that a program which knows no bitmaps left behind, is
+ * CAIRN_E_CORRUPT: it does not tell what is dirty.  cairn_image_info lists the bitmaps.
+ */
+typedef int (*cairn_dirty_fn)(void *ctx, uint64_t start, uint64_t length);
+CAIRN_API int cairn_image_bitmap(const char *file, const char *bitmap, cairn_dirty_fn dirty,
+                                 void *ctx, struct cairn_error *err);
 
 #ifdef __cplusplus
 }

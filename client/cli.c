@@ -27,6 +27,8 @@ static const struct cli_command commands[] = {
     {"image create", "FILE [SIZE]", "make a local qcow2 image", cli_image_create},
     {"image info", "FILE", "describe a local image", cli_image_info},
     {"image map", "FILE", "show what a local image and its backing chain hold", cli_image_map},
+    {"image bitmap", "FILE NAME", "print the dirty ranges of a bitmap in a local image",
+     cli_image_bitmap},
     {"help", "[COMMAND]", "explain a command", help},
 };
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))

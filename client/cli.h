@@ -38,6 +38,7 @@ int cli_rm(int argc, char **argv);
 int cli_image_create(int argc, char **argv);
 int cli_image_info(int argc, char **argv);
 int cli_image_map(int argc, char **argv);
+int cli_image_bitmap(int argc, char **argv);
 
 /* -- Options -------------------------------------------------------------------------------------
  */

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cairn image create, info and map: local files, no service.
+ * cairn image create, info, map and bitmap: local files, no service.
  */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cli.h"
 
@@ -76,36 +77,15 @@ int cli_image_create(int argc, char **argv)
 
 /* -- info and map --------------------------------------------------------------------------- */
 
-typedef int (*image_fn)(const char *file, const char *format, char **ret_json,
-                        struct cairn_error *err);
-
-static int run(const char *name, int argc, char **argv, image_fn fetch,
-               void (*print)(const json_t *json))
+/* Print what the library gave, which is freed, as JSON or in words; the exit code. */
+static int print_facts(char *text, bool as_json, void (*print)(const json_t *json))
 {
-    bool as_json = false;
-    const char *format = NULL;
-    const struct cli_option options[] = {
-        {"format", "qcow2|raw", &format, NULL, "of FILE (default: by its name, else qcow2)"},
-        {"json", NULL, NULL, &as_json, "print JSON"},
-        {0},
-    };
-    const struct cli_spec spec = {
-        .name = name, .min_operands = 1, .max_operands = 1, .options = options, .local = true};
-    struct cli_common common;
-    struct cairn_error err;
-    char *text;
-    json_t *json;
-    int ret;
+    json_t *json = cli_load_json(text);
+    int ret = 0;
 
-    if (!cli_parse(&spec, argc, argv, &common, &ret))
-        return ret;
-    if (fetch(common.operands[0], format, &text, &err) != CAIRN_OK)
-        return cli_fail(&err);
-    json = cli_load_json(text);
     free(text);
     if (!json)
         return 1;
-    ret = 0;
     if (as_json)
         ret = cli_print_json(json);
     else
@@ -149,18 +129,51 @@ static void feature_lines(const json_t *json)
     }
 }
 
-static void named_lines(const json_t *json, const char *field, const char *label,
-                        const char *size_field)
+/* UTC: the image does not say where it was made. */
+static void format_date(uint64_t seconds, char *buf, size_t len)
+{
+    time_t when = (time_t)seconds;
+    struct tm tm;
+
+    if (!gmtime_r(&when, &tm) || strftime(buf, len, "%Y-%m-%d %H:%M:%S UTC", &tm) == 0)
+        snprintf(buf, len, "?");
+}
+
+static void snapshot_lines(const json_t *json)
 {
     const json_t *item;
     size_t i;
 
-    json_array_foreach(json_object_get(json, field), i, item)
+    json_array_foreach(json_object_get(json, "snapshots"), i, item)
     {
-        char escaped[CLI_ESCAPE_MAX], size[CLI_SIZE_MAX];
+        char name[CLI_ESCAPE_MAX], id[CLI_ESCAPE_MAX], date[64];
+        char size[CLI_SIZE_MAX], vm_size[CLI_SIZE_MAX];
 
-        cli_line(label, "%s (%s %s)", cli_escape(cli_string(item, "name"), escaped), size_field,
-                 cli_size(cli_number(item, size_field), size));
+        format_date(cli_number(item, "dateSeconds"), date, sizeof(date));
+        cli_line("snapshot", "%s (ID %s, %s, disk %s, VM state %s)",
+                 cli_escape(cli_string(item, "name"), name), cli_escape(cli_string(item, "id"), id),
+                 date, cli_size(cli_number(item, "virtualSize"), size),
+                 cli_size(cli_number(item, "vmStateSize"), vm_size));
+    }
+}
+
+static void bitmap_lines(const json_t *json)
+{
+    const json_t *item;
+    size_t i;
+
+    json_array_foreach(json_object_get(json, "bitmaps"), i, item)
+    {
+        char name[CLI_ESCAPE_MAX], why[CLI_ESCAPE_MAX], size[CLI_SIZE_MAX];
+        bool usable = !json_object_get(item, "unusable");
+
+        cli_line("bitmap", "%s (granularity %s, flags:%s%s%s)",
+                 cli_escape(cli_string(item, "name"), name),
+                 cli_size(cli_number(item, "granularity"), size),
+                 cli_bool(item, "inUse") ? " in-use" : "", cli_bool(item, "auto") ? " auto" : "",
+                 cli_number(item, "flags") ? "" : " none");
+        if (!usable)
+            cli_line("", "not usable: %s", cli_escape(cli_string(item, "unusable"), why));
     }
 }
 
@@ -184,8 +197,8 @@ static void print_info(const json_t *json)
     text_line(json, "backingFormat", "backing format");
     text_line(json, "dataFile", "data file");
     text_line(json, "parent", "cairn parent");
-    named_lines(json, "snapshots", "snapshot", "virtualSize");
-    named_lines(json, "bitmaps", "bitmap", "granularity");
+    snapshot_lines(json);
+    bitmap_lines(json);
     text_line(json, "snapshotsUnreadable", "snapshots");
     text_line(json, "bitmapsUnreadable", "bitmaps");
     text_line(json, "refused", "refused");
@@ -213,10 +226,111 @@ static void print_map(const json_t *json)
 
 int cli_image_info(int argc, char **argv)
 {
-    return run("image info", argc, argv, cairn_image_info, print_info);
+    bool as_json = false;
+    const char *format = NULL;
+    const struct cli_option options[] = {
+        {"format", "qcow2|raw", &format, NULL, "of FILE (default: by its name, else qcow2)"},
+        {"json", NULL, NULL, &as_json, "print JSON"},
+        {0},
+    };
+    const struct cli_spec spec = {.name = "image info",
+                                  .min_operands = 1,
+                                  .max_operands = 1,
+                                  .options = options,
+                                  .local = true};
+    struct cli_common common;
+    struct cairn_error err;
+    char *text;
+    int ret;
+
+    if (!cli_parse(&spec, argc, argv, &common, &ret))
+        return ret;
+    if (cairn_image_info(common.operands[0], format, &text, &err) != CAIRN_OK)
+        return cli_fail(&err);
+    return print_facts(text, as_json, print_info);
 }
 
 int cli_image_map(int argc, char **argv)
 {
-    return run("image map", argc, argv, cairn_image_map, print_map);
+    bool as_json = false;
+    const char *format = NULL, *snapshot = NULL;
+    const struct cli_option options[] = {
+        {"format", "qcow2|raw", &format, NULL, "of FILE (default: by its name, else qcow2)"},
+        {"internal", "NAME", &snapshot, NULL, "of this internal snapshot (name or ID)"},
+        {"json", NULL, NULL, &as_json, "print JSON"},
+        {0},
+    };
+    const struct cli_spec spec = {.name = "image map",
+                                  .min_operands = 1,
+                                  .max_operands = 1,
+                                  .options = options,
+                                  .local = true};
+    struct cli_common common;
+    struct cairn_error err;
+    char *text;
+    int ret;
+
+    if (!cli_parse(&spec, argc, argv, &common, &ret))
+        return ret;
+    if (snapshot && format && strcmp(format, "qcow2") != 0)
+        return cli_usage(spec.name, "only qcow2 images have internal snapshots");
+    ret = snapshot ? cairn_image_map_internal(common.operands[0], snapshot, &text, &err)
+                   : cairn_image_map(common.operands[0], format, &text, &err);
+    return ret == CAIRN_OK ? print_facts(text, as_json, print_map) : cli_fail(&err);
+}
+
+/* -- bitmap --------------------------------------------------------------------------------- */
+
+/* A list printed as it comes: it may be longer than memory. */
+struct dirty_list {
+    bool as_json;
+    bool begun;
+};
+
+static int print_dirty(void *ctx, uint64_t start, uint64_t length)
+{
+    struct dirty_list *list = ctx;
+
+    if (list->as_json)
+        printf("%s{\"start\": %" PRIu64 ", \"length\": %" PRIu64 "}", list->begun ? ",\n " : "",
+               start, length);
+    else
+        printf("%#-14" PRIx64 " %#" PRIx64 "\n", start, length);
+    list->begun = true;
+    return ferror(stdout);
+}
+
+int cli_image_bitmap(int argc, char **argv)
+{
+    struct dirty_list list = {0};
+    const struct cli_option options[] = {
+        {"json", NULL, NULL, &list.as_json, "print a JSON list"},
+        {0},
+    };
+    const struct cli_spec spec = {
+        .name = "image bitmap",
+        .min_operands = 2,
+        .max_operands = 2,
+        .options = options,
+        .local = true,
+        .help = "Prints the ranges that the bitmap says were written, start and length in bytes.\n"
+                "A bitmap that was not saved does not know: that is an error, and all of the disk\n"
+                "is to be taken as written.  `cairn image info` lists the bitmaps.",
+    };
+    struct cli_common common;
+    struct cairn_error err;
+    int ret;
+
+    if (!cli_parse(&spec, argc, argv, &common, &ret))
+        return ret;
+    if (list.as_json)
+        putchar('[');
+    else
+        printf("%-14s %s\n", "start", "length");
+    if (cairn_image_bitmap(common.operands[0], common.operands[1], print_dirty, &list, &err) !=
+        CAIRN_OK)
+        return cli_fail(&err);
+    if (list.as_json)
+        puts("]");
+    return 0;
 }

@@ -4,14 +4,78 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cli.h"
 
+/* -- push ----------------------------------------------------------------------------------- */
+
+struct push_args {
+    const char *file, *format, *snapshot, *ref;
+    bool all;
+};
+
+/* The names by digest of what cairn_push_internal_all gave, REF's last. */
+static int print_pushed(const char *json_text)
+{
+    json_t *json = cli_load_json(json_text);
+    const json_t *snapshot;
+    size_t i;
+
+    if (!json)
+        return 1;
+    json_array_foreach(json_object_get(json, "snapshots"), i, snapshot)
+    {
+        char name[CLI_ESCAPE_MAX];
+
+        printf("%s %s %s\n", cli_string(snapshot, "tag"), cli_string(snapshot, "ref"),
+               cli_escape(cli_string(snapshot, "name"), name));
+    }
+    puts(cli_string(json, "ref"));
+    json_decref(json);
+    return 0;
+}
+
+static int push(struct cairn_client *client, const struct push_args *args, char **ret_text,
+                struct cairn_error *err)
+{
+    if (args->all)
+        return cairn_push_internal_all(client, args->file, args->ref, ret_text, err);
+    if (args->snapshot)
+        return cairn_push_internal(client, args->file, args->snapshot, args->ref, ret_text, err);
+    return cairn_push(client, args->file, args->format, args->ref, ret_text, err);
+}
+
+static int push_and_print(const struct cli_common *common, const struct push_args *args)
+{
+    struct cairn_client *client;
+    struct cairn_error err;
+    char *text;
+    int ret = cli_client_new(common, &client, &err);
+
+    if (ret != CAIRN_OK)
+        return cli_fail(&err);
+    ret = push(client, args, &text, &err);
+    cairn_client_free(client);
+    if (ret != CAIRN_OK)
+        return cli_fail(&err);
+    cli_progress_end();
+    ret = 0;
+    if (args->all)
+        ret = print_pushed(text);
+    else
+        puts(text);
+    free(text);
+    return ret;
+}
+
 int cli_push(int argc, char **argv)
 {
-    const char *format = NULL;
+    struct push_args args = {0};
     const struct cli_option options[] = {
-        {"format", "qcow2|raw", &format, NULL, "of FILE (default: by its name, else qcow2)"},
+        {"format", "qcow2|raw", &args.format, NULL, "of FILE (default: by its name, else qcow2)"},
+        {"internal", "NAME", &args.snapshot, NULL, "push this internal snapshot (name or ID)"},
+        {"internal-all", NULL, NULL, &args.all, "push all internal snapshots and the active disk"},
         {0},
     };
     const struct cli_spec spec = {
@@ -22,28 +86,25 @@ int cli_push(int argc, char **argv)
         .help =
             "FILE and the backing files that it names, down to the base, become the layers of\n"
             "the disk REF (repo:tag).  A push that was interrupted goes on where it was when it\n"
-            "is repeated.  The last line printed is the disk's name by digest.",
+            "is repeated.  The last line printed is the disk's name by digest.\n\n"
+            "With --internal-all the snapshots become the tags TAG-NAME and the active disk REF,\n"
+            "a line each; what they share is stored once.",
     };
-    struct cairn_client *client;
     struct cli_common common;
-    struct cairn_error err;
-    char *by_digest;
     int ret;
 
     if (!cli_parse(&spec, argc, argv, &common, &ret))
         return ret;
-    ret = cli_client_new(&common, &client, &err);
-    if (ret != CAIRN_OK)
-        return cli_fail(&err);
-    ret = cairn_push(client, common.operands[0], format, common.operands[1], &by_digest, &err);
-    cairn_client_free(client);
-    if (ret != CAIRN_OK)
-        return cli_fail(&err);
-    cli_progress_end();
-    puts(by_digest);
-    free(by_digest);
-    return 0;
+    if (args.snapshot && args.all)
+        return cli_usage("push", "--internal and --internal-all exclude each other");
+    if ((args.snapshot || args.all) && args.format && strcmp(args.format, "qcow2") != 0)
+        return cli_usage("push", "only qcow2 images have internal snapshots");
+    args.file = common.operands[0];
+    args.ref = common.operands[1];
+    return push_and_print(&common, &args);
 }
+
+/* -- pull ----------------------------------------------------------------------------------- */
 
 int cli_pull(int argc, char **argv)
 {

@@ -2,9 +2,6 @@
 /*
  * What an image says of itself, as JSON: also of an image that Cairn refuses as a layer, with the
  * reason.
- *
- * Names inside images are bytes.  In JSON they are UTF-8 where they are UTF-8, else each byte that
- * is not printable ASCII becomes \xNN; whoever prints them escapes control characters again.
  */
 #include <inttypes.h>
 #include <jansson.h>
@@ -12,6 +9,7 @@
 #include <string.h>
 
 #include "cairn.h"
+#include "json_text.h"
 #include "local_chain.h"
 #include "qcow2.h"
 #include "qcow2_image.h"
@@ -19,28 +17,6 @@
 static void json_decref_p(json_t **json)
 {
     json_decref(*json);
-}
-
-static json_t *escaped_bytes(const uint8_t *bytes, size_t len)
-{
-    CLEANUP_FREE char *text = malloc(4 * len + 1);
-    size_t n = 0;
-
-    if (!text)
-        return NULL;
-    for (size_t i = 0; i < len; i++)
-        if (bytes[i] >= ' ' && bytes[i] <= '~')
-            text[n++] = (char)bytes[i];
-        else
-            n += (size_t)sprintf(text + n, "\\x%02x", bytes[i]);
-    return json_stringn(text, n);
-}
-
-static json_t *bytes_to_json(const void *bytes, size_t len)
-{
-    json_t *text = json_stringn(bytes ? bytes : "", len); /* NULL unless it is UTF-8 */
-
-    return text ? text : escaped_bytes(bytes, len);
 }
 
 static json_t *number(uint64_t n)
@@ -72,7 +48,7 @@ static json_t *feature_to_json(const struct qcow2_header *h, unsigned type, unsi
         name = json_string(known);
     for (uint32_t i = 0; !name && i < h->nr_features; i++)
         if (h->features[i].type == type && h->features[i].bit == bit)
-            name = bytes_to_json(h->features[i].name, strlen(h->features[i].name));
+            name = json_text(h->features[i].name, strlen(h->features[i].name));
     return json_pack("{s:i, s:o, s:b}", "bit", (int)bit, "name", name ? name : json_string(""),
                      "known", known != NULL);
 }
@@ -160,12 +136,12 @@ static void add_references(json_t *root, const struct qcow2_header *h)
 
     if (h->backing_file.len)
         json_object_set_new(root, "backingFile",
-                            bytes_to_json(h->backing_file.data, h->backing_file.len));
+                            json_text(h->backing_file.data, h->backing_file.len));
     if (h->backing_format.len)
         json_object_set_new(root, "backingFormat",
-                            bytes_to_json(h->backing_format.data, h->backing_format.len));
+                            json_text(h->backing_format.data, h->backing_format.len));
     if (h->data_file.len)
-        json_object_set_new(root, "dataFile", bytes_to_json(h->data_file.data, h->data_file.len));
+        json_object_set_new(root, "dataFile", json_text(h->data_file.data, h->data_file.len));
     if (h->has_parent)
         json_object_set_new(root, "parent", json_string(digest_format(&h->parent, parent)));
 }
@@ -174,11 +150,11 @@ static void add_references(json_t *root, const struct qcow2_header *h)
 
 static json_t *snapshot_to_json(const struct qcow2_snapshot *s)
 {
-    return json_pack(
-        "{s:o, s:o, s:I, s:I, s:o, s:o, s:o}", "id", bytes_to_json(s->id, strlen(s->id)), "name",
-        bytes_to_json(s->name, strlen(s->name)), "dateSeconds", (json_int_t)s->date_sec,
-        "dateNanoseconds", (json_int_t)s->date_nsec, "vmClockNanoseconds", number(s->vm_clock_nsec),
-        "vmStateSize", number(s->vm_state_size), "virtualSize", number(s->disk_size));
+    return json_pack("{s:o, s:o, s:I, s:I, s:o, s:o, s:o}", "id", json_text(s->id, strlen(s->id)),
+                     "name", json_text(s->name, strlen(s->name)), "dateSeconds",
+                     (json_int_t)s->date_sec, "dateNanoseconds", (json_int_t)s->date_nsec,
+                     "vmClockNanoseconds", number(s->vm_clock_nsec), "vmStateSize",
+                     number(s->vm_state_size), "virtualSize", number(s->disk_size));
 }
 
 static int add_snapshots(json_t *root, struct qcow2_image *image, struct cairn_error *err)
@@ -194,12 +170,18 @@ static int add_snapshots(json_t *root, struct qcow2_image *image, struct cairn_e
     return ret;
 }
 
-static json_t *bitmap_to_json(const struct qcow2_bitmap *b)
+static json_t *bitmap_to_json(struct qcow2_image *image, const struct qcow2_bitmap *b)
 {
-    return json_pack("{s:o, s:I, s:b, s:b}", "name", bytes_to_json(b->name, strlen(b->name)),
-                     "granularity",
-                     b->granularity_bits < 63 ? (json_int_t)1 << b->granularity_bits : 0, "inUse",
-                     (int)(b->flags & 1), "auto", (int)(b->flags >> 1 & 1));
+    json_t *json =
+        json_pack("{s:o, s:o, s:I, s:b, s:b, s:I}", "name", json_text(b->name, strlen(b->name)),
+                  "granularity", number(UINT64_C(1) << b->granularity_bits), "flags",
+                  (json_int_t)b->flags, "inUse", (b->flags & QCOW2_BITMAP_IN_USE) != 0, "auto",
+                  (b->flags & QCOW2_BITMAP_AUTO) != 0, "type", (json_int_t)b->type);
+    struct cairn_error why;
+
+    if (json && qcow2_bitmap_check(image, b, &why) != CAIRN_OK)
+        json_object_set_new(json, "unusable", json_text(why.message, strlen(why.message)));
+    return json;
 }
 
 static int add_bitmaps(json_t *root, struct qcow2_image *image, struct cairn_error *err)
@@ -210,7 +192,7 @@ static int add_bitmaps(json_t *root, struct qcow2_image *image, struct cairn_err
     int ret = qcow2_image_bitmaps(image, &bitmaps, &nr, err);
 
     for (uint32_t i = 0; ret == CAIRN_OK && i < nr; i++)
-        json_array_append_new(list, bitmap_to_json(&bitmaps[i]));
+        json_array_append_new(list, bitmap_to_json(image, &bitmaps[i]));
     json_object_set_new(root, "bitmaps", list);
     return ret;
 }
@@ -224,12 +206,12 @@ static void add_verdict(json_t *root, struct source *src, enum layer_format form
     struct cairn_error err;
 
     if (layer_open(src, format, &layer, &err) != CAIRN_OK)
-        json_object_set_new(root, "refused", bytes_to_json(err.message, strlen(err.message)));
+        json_object_set_new(root, "refused", json_text(err.message, strlen(err.message)));
 }
 
 static void note_unreadable(json_t *root, const char *what, const struct cairn_error *err)
 {
-    json_object_set_new(root, what, bytes_to_json(err->message, strlen(err->message)));
+    json_object_set_new(root, what, json_text(err->message, strlen(err->message)));
 }
 
 static int describe_qcow2(json_t *root, struct source *src, struct cairn_error *err)
@@ -253,6 +235,10 @@ static int describe_qcow2(json_t *root, struct source *src, struct cairn_error *
         note_unreadable(root, "snapshotsUnreadable", &trouble);
     if (add_bitmaps(root, image, &trouble) != CAIRN_OK)
         note_unreadable(root, "bitmapsUnreadable", &trouble);
+    if (h->stale_bitmaps)
+        json_object_set_new(root, "bitmapsUnreadable",
+                            json_string("inconsistent: a program that does not know bitmaps wrote "
+                                        "the image (autoclear bit 0 is not set)"));
     add_verdict(root, src, LAYER_QCOW2);
     return CAIRN_OK;
 }
@@ -270,7 +256,7 @@ int cairn_image_info(const char *file, const char *format_name, char **ret_json,
         ret = local_open(file, &src, &st, err);
     if (ret != CAIRN_OK)
         return ret;
-    root = json_pack("{s:o, s:s, s:o, s:o}", "file", bytes_to_json(file, strlen(file)), "format",
+    root = json_pack("{s:o, s:s, s:o, s:o}", "file", json_text(file, strlen(file)), "format",
                      format == LAYER_RAW ? "raw" : "qcow2", "fileSize", number(src->size),
                      "allocatedBytes", number((uint64_t)st.st_blocks * 512));
     if (!root)

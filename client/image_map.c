@@ -1,127 +1,48 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a local image and its backing chain map, as `qemu-img map --output=json` says it.
- *
- * The chain index is built in memory, prefix upon prefix, as the service does; only the slices in
- * force are kept.  A new prefix's slices take the place of the old ones when it is complete, for
- * the builder reads those of its parent until then.
+ * What a local image, or one of its internal snapshots, and its backing chain map, as
+ * `qemu-img map --output=json` says it.
  */
 #include <jansson.h>
 #include <string.h>
 
 #include "cairn.h"
-#include "chain_index.h"
 #include "local_chain.h"
+#include "local_index.h"
+#include "qcow2_image.h"
 
 #define BATCH 256
 
-struct map {
-    struct index_l1 *l1;
-    uint32_t nr_slices;           /* of both arrays */
-    struct index_slice **slices;  /* in force for l1 */
-    struct index_slice **emitted; /* of the prefix in the making */
-};
-
-static void map_release(struct map *map)
+static int open_snapshot(struct source *src, const struct local_layer *local, const char *name,
+                         struct layer **ret_layer, struct cairn_error *err)
 {
-    for (uint32_t i = 0; i < map->nr_slices; i++) {
-        if (map->slices[i])
-            index_slice_unref(map->slices[i]);
-        if (map->emitted[i])
-            index_slice_unref(map->emitted[i]);
-    }
-    free(map->slices);
-    free(map->emitted);
-    if (map->l1)
-        index_l1_unref(map->l1);
+    CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
+    uint32_t index;
+    int ret = CAIRN_OK;
+
+    if (local->format != LAYER_QCOW2)
+        ret = error_set(err, CAIRN_E_USAGE, "%s is not a qcow2 image: it has no snapshots",
+                        local->path);
+    if (ret == CAIRN_OK)
+        ret = qcow2_image_open(src, 0, &image, err);
+    if (ret == CAIRN_OK)
+        ret = qcow2_snapshot_find(image, name, &index, err);
+    return ret == CAIRN_OK ? layer_open_snapshot(src, index, ret_layer, err) : ret;
 }
 
-static int get_slice(void *ctx, uint32_t ordinal, uint32_t slice, struct index_slice **ret_slice,
-                     struct cairn_error *err)
+/* One more layer of the chain; the top may be seen as one of its snapshots. */
+static int add_layer(struct local_index *index, const struct local_layer *local,
+                     const char *snapshot, struct cairn_error *err)
 {
-    const struct map *map = ctx;
-
-    (void)ordinal; /* the map holds what is in force, which is what is asked for */
-    if (slice >= map->nr_slices || !map->slices[slice])
-        return error_set(err, CAIRN_E_NOT_FOUND, "slice %u of the chain is not in memory", slice);
-    *ret_slice = index_slice_ref(map->slices[slice]);
-    return CAIRN_OK;
-}
-
-static int keep_slice(void *ctx, uint32_t slice_nr, struct index_slice *slice,
-                      struct cairn_error *err)
-{
-    struct map *map = ctx;
-
-    if (slice_nr >= map->nr_slices)
-        return error_set(err, CAIRN_E_CORRUPT, "slice %u lies outside of the disk", slice_nr);
-    if (map->emitted[slice_nr])
-        index_slice_unref(map->emitted[slice_nr]);
-    map->emitted[slice_nr] = index_slice_ref(slice);
-    return CAIRN_OK;
-}
-
-static void take_emitted(struct map *map)
-{
-    for (uint32_t i = 0; i < map->nr_slices; i++) {
-        if (!map->emitted[i])
-            continue;
-        if (map->slices[i])
-            index_slice_unref(map->slices[i]);
-        map->slices[i] = map->emitted[i];
-        map->emitted[i] = NULL;
-    }
-}
-
-static int grow(struct map *map, uint64_t virtual_size, struct cairn_error *err)
-{
-    uint32_t nr = (uint32_t)((virtual_size + INDEX_SLICE_SIZE - 1) >> INDEX_SLICE_BITS);
-    size_t added;
-    void *slices, *emitted;
-
-    if (nr <= map->nr_slices)
-        return CAIRN_OK;
-    added = (nr - map->nr_slices) * sizeof(map->slices[0]);
-    slices = realloc(map->slices, nr * sizeof(map->slices[0]));
-    if (slices)
-        map->slices = slices;
-    emitted = realloc(map->emitted, nr * sizeof(map->emitted[0]));
-    if (emitted)
-        map->emitted = emitted;
-    if (!slices || !emitted)
-        return error_no_memory(err, "the chain's index");
-    memset(map->slices + map->nr_slices, 0, added);
-    memset(map->emitted + map->nr_slices, 0, added);
-    map->nr_slices = nr;
-    return CAIRN_OK;
-}
-
-/* One more layer on top.  Its digest does not matter to the map: the number of the layer serves. */
-static int add_layer(struct map *map, const struct local_layer *local, uint32_t ordinal,
-                     struct cairn_error *err)
-{
-    const struct index_slices parent_slices = {get_slice, map};
     CLEANUP(source_free_p) struct source *src = NULL;
     CLEANUP(layer_free_p) struct layer *layer = NULL;
-    struct index_l1 *l1;
-    struct digest digest;
     int ret = local_layer_open(local, &src, err);
 
-    digest_of(&ordinal, sizeof(ordinal), &digest);
-    if (ret == CAIRN_OK)
+    if (ret == CAIRN_OK && snapshot)
+        ret = open_snapshot(src, local, snapshot, &layer, err);
+    else if (ret == CAIRN_OK)
         ret = layer_open(src, local->format, &layer, err);
-    if (ret == CAIRN_OK)
-        ret = grow(map, layer_get_attr(layer)->virtual_size, err);
-    if (ret == CAIRN_OK)
-        ret = chain_index_build(map->l1, map->l1 ? &parent_slices : NULL, layer, &digest,
-                                keep_slice, map, &l1, err);
-    if (ret != CAIRN_OK)
-        return ret;
-    take_emitted(map);
-    if (map->l1)
-        index_l1_unref(map->l1);
-    map->l1 = l1;
-    return CAIRN_OK;
+    return ret == CAIRN_OK ? local_index_add(index, layer, err) : ret;
 }
 
 /* -- As JSON -------------------------------------------------------------------------------- */
@@ -147,9 +68,9 @@ static bool one_entry(const struct extent *a, const struct extent *b)
             a->guest_off + a->len == b->guest_off);
 }
 
-static int map_to_json(const struct map *map, json_t *list, struct cairn_error *err)
+static int map_to_json(const struct local_index *map, json_t *list, struct cairn_error *err)
 {
-    struct index_slices slices = {get_slice, (void *)(uintptr_t)map};
+    const struct index_slices slices = local_index_slices(map);
     struct extent batch[BATCH], last = {0};
     size_t nr;
 
@@ -175,7 +96,7 @@ static int map_to_json(const struct map *map, json_t *list, struct cairn_error *
     return CAIRN_OK;
 }
 
-static int list_to_text(const struct map *map, char **ret_json, struct cairn_error *err)
+static int list_to_text(const struct local_index *map, char **ret_json, struct cairn_error *err)
 {
     json_t *list = json_array();
     int ret = list ? map_to_json(map, list, err) : error_no_memory(err, "JSON");
@@ -188,15 +109,27 @@ static int list_to_text(const struct map *map, char **ret_json, struct cairn_err
     return ret;
 }
 
-int cairn_image_map(const char *file, const char *format, char **ret_json, struct cairn_error *err)
+static int image_map(const char *file, const char *format, const char *snapshot, char **ret_json,
+                     struct cairn_error *err)
 {
     CLEANUP(local_chain_free_p) struct local_chain *chain = NULL;
-    CLEANUP(map_release) struct map map = {0};
+    CLEANUP(local_index_release) struct local_index map = {0};
     int ret = local_chain_open(file, format, &chain, err);
 
     for (uint32_t i = 0; ret == CAIRN_OK && i < chain->depth; i++)
-        ret = add_layer(&map, &chain->layers[i], i, err);
+        ret = add_layer(&map, &chain->layers[i], i + 1 == chain->depth ? snapshot : NULL, err);
     if (ret == CAIRN_OK)
         ret = list_to_text(&map, ret_json, err);
     return ret;
+}
+
+int cairn_image_map(const char *file, const char *format, char **ret_json, struct cairn_error *err)
+{
+    return image_map(file, format, NULL, ret_json, err);
+}
+
+int cairn_image_map_internal(const char *file, const char *snapshot, char **ret_json,
+                             struct cairn_error *err)
+{
+    return image_map(file, "qcow2", snapshot, ret_json, err);
 }

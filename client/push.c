@@ -15,25 +15,45 @@
 #include <string.h>
 
 #include "checked.h"
-#include "client.h"
 #include "layer_head.h"
-#include "local_chain.h"
+#include "push.h"
 #include "quote.h"
 #include "user_state.h"
 
 #define READ_BYTES ((size_t)1 << 20)
 
-struct push {
-    struct cairn_client *client;
-    struct ref ref;
-    struct local_chain *chain;
-    struct manifest_layer *layers;
-};
+/* -- What to push --------------------------------------------------------------------------- */
+
+int push_parse_ref(const char *text, struct ref *ret_ref, struct cairn_error *err)
+{
+    char quoted[QUOTE_MAX];
+    int ret = ref_parse(text, ret_ref, err);
+
+    if (ret == CAIRN_OK && !ret_ref->tag[0])
+        ret = error_set(err, CAIRN_E_USAGE, "%s names a digest; push to a tag, REPO:TAG",
+                        quote_str(text, quoted));
+    return ret;
+}
+
+int push_init(struct push *p, struct cairn_client *client, const struct ref *ref,
+              const struct local_chain *chain, uint32_t depth, struct cairn_error *err)
+{
+    *p = (struct push){.client = client, .ref = *ref, .chain = chain, .depth = depth};
+    p->layers = calloc((size_t)depth + 1, sizeof(p->layers[0])); /* depth may be 0 */
+    return p->layers ? CAIRN_OK : error_no_memory(err, "the chain");
+}
+
+void push_release(struct push *p)
+{
+    free(p->layers);
+    p->layers = NULL;
+}
 
 /* -- Digests -------------------------------------------------------------------------------- */
 
-static int hash_source(struct push *p, struct source *src, const struct progress *progress,
-                       struct digest *ret_digest, struct cairn_error *err)
+int push_hash_source(struct cairn_client *client, struct source *src,
+                     const struct progress *progress, struct digest *ret_digest,
+                     struct cairn_error *err)
 {
     CLEANUP(hasher_free_p) struct hasher *hasher = NULL;
     CLEANUP_FREE char *buf = malloc(READ_BYTES);
@@ -44,7 +64,7 @@ static int hash_source(struct push *p, struct source *src, const struct progress
 
         ret = source_pread(src, buf, len, off, err);
         if (ret == CAIRN_OK)
-            ret = progress_at(p->client, progress, off, err);
+            ret = progress_at(client, progress, off, err);
         if (ret == CAIRN_OK)
             hasher_update(hasher, buf, len);
         off += len;
@@ -83,7 +103,7 @@ static int hash_as(struct push *p, const struct local_layer *layer, const struct
     int ret = open_layer(layer, expected ? expected : &none, &src, err);
 
     if (ret == CAIRN_OK)
-        ret = hash_source(p, src, progress, ret_digest, err);
+        ret = push_hash_source(p->client, src, progress, ret_digest, err);
     return ret;
 }
 
@@ -110,13 +130,13 @@ static int hash_layer(struct push *p, const struct local_layer *layer,
     return ret;
 }
 
-static int hash_chain(struct push *p, struct cairn_error *err)
+int push_hash_chain(struct push *p, struct cairn_error *err)
 {
     struct progress progress = {.what = "digest"};
 
-    for (uint32_t i = 0; i < p->chain->depth; i++)
+    for (uint32_t i = 0; i < p->depth; i++)
         progress.total += p->chain->layers[i].size;
-    for (uint32_t i = 0; i < p->chain->depth; i++) {
+    for (uint32_t i = 0; i < p->depth; i++) {
         const struct local_layer *layer = &p->chain->layers[i];
         int ret = hash_layer(p, layer, &progress, &p->layers[i].digest, err);
 
@@ -134,7 +154,7 @@ static int hash_chain(struct push *p, struct cairn_error *err)
 /* The layer above the highest one that is there. */
 static int find_missing(struct push *p, uint32_t *ret_first, struct cairn_error *err)
 {
-    uint32_t first = p->chain->depth;
+    uint32_t first = p->depth;
 
     while (first > 0) {
         bool has;
@@ -178,9 +198,9 @@ static int upload_from(struct push *p, uint32_t first, bool look, struct cairn_e
     struct progress progress = {.what = "push"};
     bool has = false;
 
-    for (uint32_t i = first; i < p->chain->depth; i++)
+    for (uint32_t i = first; i < p->depth; i++)
         progress.total += p->layers[i].size;
-    for (uint32_t i = first; i < p->chain->depth; i++) {
+    for (uint32_t i = first; i < p->depth; i++) {
         const struct digest *d = &p->layers[i].digest;
         int ret = look ? client_has_blob(p->client, p->ref.repo, d, &has, err) : CAIRN_OK;
 
@@ -191,6 +211,11 @@ static int upload_from(struct push *p, uint32_t first, bool look, struct cairn_e
         progress.done += p->layers[i].size;
     }
     return progress_at(p->client, &progress, 0, err);
+}
+
+int push_upload_missing(struct push *p, struct cairn_error *err)
+{
+    return upload_from(p, 0, true, err);
 }
 
 /* -- The whole ------------------------------------------------------------------------------ */
@@ -209,7 +234,7 @@ static int publish(struct push *p, struct digest *ret_digest, struct cairn_error
 {
     CLEANUP(manifest_free_p) struct manifest *m = NULL;
     uint32_t first = 0;
-    int ret = manifest_new(p->layers, p->chain->depth, &m, err);
+    int ret = manifest_new(p->layers, p->depth, &m, err);
 
     if (ret == CAIRN_OK)
         ret = find_missing(p, &first, err);
@@ -223,14 +248,14 @@ static int publish(struct push *p, struct digest *ret_digest, struct cairn_error
     return ret;
 }
 
-static int format_result(const struct push *p, const struct digest *d, char **ret_ref,
-                         struct cairn_error *err)
+int push_format_result(const struct ref *ref, const struct digest *manifest, char **ret_ref,
+                       struct cairn_error *err)
 {
-    struct ref by_digest = p->ref;
+    struct ref by_digest = *ref;
     char text[REF_STR_MAX];
 
     by_digest.tag[0] = 0;
-    by_digest.digest = *d;
+    by_digest.digest = *manifest;
     *ret_ref = strdup(ref_format(&by_digest, text));
     return *ret_ref ? CAIRN_OK : error_no_memory(err, "a name");
 }
@@ -239,27 +264,20 @@ int cairn_push(struct cairn_client *client, const char *file, const char *format
                char **ret_ref, struct cairn_error *err)
 {
     CLEANUP(local_chain_free_p) struct local_chain *chain = NULL;
-    CLEANUP_FREE struct manifest_layer *layers = NULL;
-    struct push p = {.client = client};
+    CLEANUP(push_release) struct push p = {0};
     struct digest digest;
-    int ret = ref_parse(ref, &p.ref, err);
+    struct ref parsed;
+    int ret = push_parse_ref(ref, &parsed, err);
 
-    if (ret != CAIRN_OK)
-        return ret;
-    if (!p.ref.tag[0])
-        return error_set(err, CAIRN_E_USAGE, "%s names a digest; push to a tag, REPO:TAG", ref);
-    ret = local_chain_open(file, format, &chain, err);
-    if (ret != CAIRN_OK)
-        return ret;
-    layers = calloc(chain->depth, sizeof(*layers));
-    if (!layers)
-        return error_no_memory(err, "the chain");
-    p.chain = chain;
-    p.layers = layers;
-    ret = hash_chain(&p, err);
+    if (ret == CAIRN_OK)
+        ret = local_chain_open(file, format, &chain, err);
+    if (ret == CAIRN_OK)
+        ret = push_init(&p, client, &parsed, chain, chain->depth, err);
+    if (ret == CAIRN_OK)
+        ret = push_hash_chain(&p, err);
     if (ret == CAIRN_OK)
         ret = publish(&p, &digest, err);
     if (ret == CAIRN_OK)
-        ret = format_result(&p, &digest, ret_ref, err);
+        ret = push_format_result(&p.ref, &digest, ret_ref, err);
     return ret;
 }
