@@ -111,14 +111,19 @@ int workers_new(unsigned nr_threads, size_t max_queued, struct workers **ret_wor
 
 bool workers_submit(struct workers *w, struct work *work, enum work_kind kind)
 {
-    SCOPED_LOCK(&w->lock);
+    bool taken;
 
-    if (w->stopping || (kind == WORK_NEW && w->nr_fresh >= w->max_fresh))
-        return false;
-    w->nr_fresh += kind == WORK_NEW;
-    queue_push(kind == WORK_NEW ? &w->fresh : &w->continuing, work);
-    pthread_cond_signal(&w->wake);
-    return true;
+    pthread_mutex_lock(&w->lock);
+    taken = !w->stopping && (kind != WORK_NEW || w->nr_fresh < w->max_fresh);
+    if (taken) {
+        w->nr_fresh += kind == WORK_NEW;
+        queue_push(kind == WORK_NEW ? &w->fresh : &w->continuing, work);
+    }
+    pthread_mutex_unlock(&w->lock);
+    /* Not under the lock: whom it wakes would run into it. */
+    if (taken)
+        pthread_cond_signal(&w->wake);
+    return taken;
 }
 
 void workers_stop(struct workers *w)
