@@ -210,6 +210,10 @@ CAIRN_API int cairn_image_create(const char *file, uint64_t virtual_size, const 
 /* JSON: format, header fields, features, snapshots, bitmaps, extensions. */
 CAIRN_API int cairn_image_info(const char *file, const char *format, char **ret_json,
                                struct cairn_error *err);
+/* JSON list with the field names of `qemu-img map --output=json`, of the file and its local
+ * backing chain. */
+CAIRN_API int cairn_image_map(const char *file, const char *format, char **ret_json,
+                              struct cairn_error *err);
 /* The same of an internal snapshot of a qcow2 file, by name or ID, as far as its disk reached. */
 CAIRN_API int cairn_image_map_internal(const char *file, const char *snapshot, char **ret_json,
                                        struct cairn_error *err);
