@@ -32,7 +32,7 @@
 
 #define PIECE_SIZE        (256u << 10) /* of a streamed body; two of these per upload */
 #define COLLECTED_MAX     (256u << 20) /* of all bodies being collected at once */
-#define DROP_BEFORE_REPLY (1u << 20)   /* of a refused body: else RST may overtake the reply */
+#define DROP_BEFORE_REPLY (64u << 20)  /* of a refused body: else RST may overtake the reply */
 #define DROP_AFTER_ERROR  (1u << 30)   /* of a body that failed on its way */
 #define QUEUED_PER_WORKER 64
 #define REQUEST_ID_MAX    64
