@@ -16,11 +16,15 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <time.h>
 
 #include "bytes.h"
 
 #define NR_SHARDS           16u
 #define NR_BUCKETS_AT_FIRST 64u
+
+/* A worker that waits is lost to everybody else, and so in the end are all of them. */
+#define PATIENCE_MS 10000u
 
 struct entry {
     struct entry *next; /* in the bucket */
@@ -54,6 +58,7 @@ struct shard {
 struct cache {
     struct cache_type type;
     size_t max_cost;
+    unsigned patience_ms;
     atomic_size_t cost; /* of all shards */
     struct shard shards[NR_SHARDS];
 };
@@ -210,6 +215,25 @@ static void flight_leave_unlock(struct cache *cache, struct shard *shard, struct
     free(f);
 }
 
+/* False if that takes too long.  The shard's lock is held, but for the wait. */
+static bool flight_await_locked(const struct cache *cache, struct shard *shard, struct flight *f)
+{
+    struct timespec deadline;
+
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += cache->patience_ms / 1000;
+    deadline.tv_nsec += (long)(cache->patience_ms % 1000) * 1000000;
+    if (deadline.tv_nsec >= 1000000000) {
+        deadline.tv_sec++;
+        deadline.tv_nsec -= 1000000000;
+    }
+    while (!f->landed) {
+        if (pthread_cond_clockwait(&f->landed_cond, &shard->lock, CLOCK_MONOTONIC, &deadline))
+            return f->landed;
+    }
+    return true;
+}
+
 /* Wait for somebody else's fetch.  Called with the shard's lock, returns without. */
 static int flight_wait_unlock(struct cache *cache, struct shard *shard, struct flight *f,
                               void **ret_value, struct cairn_error *err)
@@ -218,10 +242,11 @@ static int flight_wait_unlock(struct cache *cache, struct shard *shard, struct f
 
     f->users++;
     shard->stats.waits++;
-    while (!f->landed)
-        pthread_cond_wait(&f->landed_cond, &shard->lock);
-    code = f->code;
-    if (code == CAIRN_OK)
+    if (!flight_await_locked(cache, shard, f))
+        code =
+            error_set(err, CAIRN_E_UNAVAILABLE,
+                      "another request has been fetching the same for %u ms", cache->patience_ms);
+    else if ((code = f->code) == CAIRN_OK)
         *ret_value = cache->type.ref(f->value);
     else if (err)
         *err = f->err;
@@ -389,6 +414,7 @@ int cache_new(const struct cache_type *type, size_t max_cost, struct cache **ret
         return error_no_memory(err, "a cache");
     cache->type = *type;
     cache->max_cost = max_cost;
+    cache->patience_ms = PATIENCE_MS;
     for (unsigned i = 0; i < NR_SHARDS; i++)
         pthread_mutex_init(&cache->shards[i].lock, NULL);
     for (unsigned i = 0; i < NR_SHARDS; i++) {
@@ -401,6 +427,11 @@ int cache_new(const struct cache_type *type, size_t max_cost, struct cache **ret
     }
     *ret_cache = steal_ptr(cache);
     return CAIRN_OK;
+}
+
+void cache_set_patience(struct cache *cache, unsigned ms)
+{
+    cache->patience_ms = ms;
 }
 
 void cache_free(struct cache *cache)

@@ -31,13 +31,17 @@ int cache_new(const struct cache_type *type, size_t max_cost, struct cache **ret
 void cache_free(struct cache *cache);
 CLEANUP_DEFINE(struct cache *, cache_free)
 
+/* How long to wait for somebody else's fetch; 10 seconds unless told. */
+void cache_set_patience(struct cache *cache, unsigned ms);
+
 /* Makes the value of a key; a reference is handed over. */
 typedef int (*cache_fetch_fn)(void *arg, void **ret_value, struct cairn_error *err);
 
 /*
  * The value of key, from the cache, from a fetch under way, or from fetch; a reference is handed
- * over.  A failed fetch is everybody's who waited for it, and nobody's after that.  A fetch may use
- * the cache for other keys as long as keys wait for each other in one direction.
+ * over.  A failed fetch is everybody's who waited for it, and nobody's after that; one that takes
+ * too long is CAIRN_E_UNAVAILABLE to who waits, and goes on.  A fetch may use the cache for other
+ * keys as long as keys wait for each other in one direction.
  */
 int cache_get(struct cache *cache, const struct cache_key *key, cache_fetch_fn fetch, void *arg,
               void **ret_value, struct cairn_error *err);

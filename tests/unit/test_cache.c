@@ -277,6 +277,58 @@ static void test_a_failure_is_all_waiters_and_not_kept(void **state)
     cache_free(cache);
 }
 
+/* A fetch that ends when somebody has lost patience with it. */
+struct slow {
+    struct cache *cache;
+    atomic_bool lost;
+    int code; /* what the waiter got */
+};
+
+static int fetch_slowly(void *arg, void **ret_value, struct cairn_error *err)
+{
+    struct slow *s = arg;
+
+    (void)err;
+    while (!atomic_load(&s->lost))
+        sched_yield();
+    *ret_value = number_new(5, 1);
+    return CAIRN_OK;
+}
+
+static void *ask_slowly(void *arg)
+{
+    struct slow *s = arg;
+    struct cache_key key = key_of(5);
+    void *value;
+
+    assert_int_equal(cache_get(s->cache, &key, fetch_slowly, s, &value, NULL), CAIRN_OK);
+    number_unref(value);
+    return NULL;
+}
+
+static void test_nobody_waits_for_ever(void **state)
+{
+    struct slow s = {.cache = new_cache(100)};
+    struct fetch f = {.is = 5};
+    struct asker waiter = {.cache = s.cache, .fetch = &f};
+    pthread_t fetcher;
+    struct cache_stats stats;
+
+    (void)state;
+    cache_set_patience(s.cache, 1);
+    assert_int_equal(pthread_create(&fetcher, NULL, ask_slowly, &s), 0);
+    do
+        cache_get_stats(s.cache, &stats);
+    while (stats.misses == 0);
+    ask(&waiter);
+    assert_int_equal(waiter.code, CAIRN_E_UNAVAILABLE);
+    atomic_store(&s.lost, true);
+    assert_int_equal(pthread_join(fetcher, NULL), 0);
+    assert_false(get_number(s.cache, 5, 1)); /* what came late is kept */
+    cache_free(s.cache);
+    assert_int_equal(atomic_load(&alive), 0);
+}
+
 static void *hammer(void *arg)
 {
     struct cache *cache = arg;
@@ -319,6 +371,7 @@ int main(void)
         cmocka_unit_test(test_drop_is_for_the_value_seen),
         cmocka_unit_test(test_many_askers_one_fetch),
         cmocka_unit_test(test_a_failure_is_all_waiters_and_not_kept),
+        cmocka_unit_test(test_nobody_waits_for_ever),
         cmocka_unit_test(test_bound_and_counts_under_concurrency),
     };
 
