@@ -191,15 +191,11 @@ static int make_next(struct cairn_disk *disk, struct layer_switch *sw, struct ca
     return disk_level_new_local(active_create, path, &options, disk->top, &sw->next, err);
 }
 
-/* Step 2. */
+/* Step 2; there is room for one more sealed layer. */
 static int prepare_switch(struct cairn_disk *disk, struct layer_switch *sw, struct cairn_error *err)
 {
     int ret;
 
-    if (disk->nr_sealed == DISK_SEALED_MAX)
-        return error_set(err, CAIRN_E_LIMIT,
-                         "%d sealed layers wait to be published already; let a snapshot succeed",
-                         DISK_SEALED_MAX);
     sw->number = disk->nr_sealed > 0 ? disk->sealed[disk->nr_sealed - 1].number + 1 : 1;
     sw->state = disk->state;
     sw->state.sealed[sw->state.nr_sealed++] = sw->number;
@@ -412,9 +408,33 @@ static int adopt(struct snapshot *snap, struct cairn_error *err)
     return CAIRN_OK;
 }
 
+/* Steps 5 and 6. */
+static int publish_sealed(struct snapshot *snap, struct cairn_error *err)
+{
+    int ret = publish(snap, err);
+
+    return ret == CAIRN_OK ? adopt(snap, err) : ret;
+}
+
+/* Steps 2 to 4.  If as many layers wait as may, they are published first: until the rest follows,
+ * the ref names what snapshots that failed would have shown. */
+static int seal_active(struct snapshot *snap, struct cairn_error *err)
+{
+    struct cairn_disk *disk = snap->disk;
+    bool empty;
+    int ret = is_empty(disk, &empty, err);
+
+    if (ret != CAIRN_OK || empty)
+        return ret;
+    if (disk->nr_sealed == DISK_SEALED_MAX)
+        ret = publish_sealed(snap, err);
+    if (ret == CAIRN_OK)
+        ret = switch_active(disk, err);
+    return ret == CAIRN_OK ? settle_parents(snap, err) : ret;
+}
+
 static int snapshot_steps(struct snapshot *snap, struct cairn_error *err)
 {
-    bool empty;
     int ret;
 
     if (snap->disk->folder_failed)
@@ -422,17 +442,8 @@ static int snapshot_steps(struct snapshot *snap, struct cairn_error *err)
                          "the disk's folder could not be changed before; open the disk again");
     ret = settle_parents(snap, err);
     if (ret == CAIRN_OK)
-        ret = is_empty(snap->disk, &empty, err);
-    if (ret == CAIRN_OK && !empty) {
-        ret = switch_active(snap->disk, err);
-        if (ret == CAIRN_OK)
-            ret = settle_parents(snap, err);
-    }
-    if (ret == CAIRN_OK)
-        ret = publish(snap, err);
-    if (ret == CAIRN_OK)
-        ret = adopt(snap, err);
-    return ret;
+        ret = seal_active(snap, err);
+    return ret == CAIRN_OK ? publish_sealed(snap, err) : ret;
 }
 
 static int describe_result(const struct snapshot *snap, char **ret_ref, struct cairn_error *err)
