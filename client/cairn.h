@@ -228,6 +228,23 @@ typedef int (*cairn_dirty_fn)(void *ctx, uint64_t start, uint64_t length);
 CAIRN_API int cairn_image_bitmap(const char *file, const char *bitmap, cairn_dirty_fn dirty,
                                  void *ctx, struct cairn_error *err);
 
+enum cairn_repair {
+    CAIRN_REPAIR_NONE = 0,  /* look, change nothing */
+    CAIRN_REPAIR_LEAKS = 1, /* give back clusters that nothing refers to */
+    CAIRN_REPAIR_ALL = 2,   /* whatever can be repaired without guessing; never guest data */
+};
+/*
+ * Check the metadata of a qcow2 file, and repair it in place.  JSON with the field names of
+ * `qemu-img check --output=json` and, besides, `state` (the worst of "clean", "leaks",
+ * "corruptions", "check-errors"), `overlaps`, and `findings`, a list of at most 1,000; after a
+ * repair all of it describes what is left.  Returns CAIRN_OK whatever the state is.
+ * CAIRN_E_CONFLICT if the file is being written to, CAIRN_E_UNSUPPORTED for raw files.  No file
+ * that the image names is opened.  progress may be NULL.
+ */
+CAIRN_API int cairn_image_check(const char *file, const char *format, enum cairn_repair repair,
+                                cairn_progress_fn progress, void *progress_ctx, char **ret_json,
+                                struct cairn_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -26,6 +26,7 @@ static const struct cli_command commands[] = {
     {"rm", "REF", "remove a tag, or a manifest by its digest", cli_rm},
     {"image create", "FILE [SIZE]", "make a local qcow2 image", cli_image_create},
     {"image info", "FILE", "describe a local image", cli_image_info},
+    {"image check", "FILE", "check a local qcow2 image, and repair it", cli_image_check},
     {"image map", "FILE", "show what a local image and its backing chain hold", cli_image_map},
     {"image bitmap", "FILE NAME", "print the dirty ranges of a bitmap in a local image",
      cli_image_bitmap},

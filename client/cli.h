@@ -37,6 +37,7 @@ int cli_tag(int argc, char **argv);
 int cli_rm(int argc, char **argv);
 int cli_image_create(int argc, char **argv);
 int cli_image_info(int argc, char **argv);
+int cli_image_check(int argc, char **argv);
 int cli_image_map(int argc, char **argv);
 int cli_image_bitmap(int argc, char **argv);
 
