@@ -84,6 +84,13 @@ void check_found(struct qcow2_check *c, enum qcow2_check_kind kind, uint64_t nr,
 
 /* -- References -------------------------------------------------------------------------------- */
 
+/* Refcount tables and blocks do not count: one that is something else as well is built anew. */
+static bool is_table(enum cluster_kind kind)
+{
+    return kind != CLUSTER_NONE && kind != CLUSTER_DATA && kind != CLUSTER_REFTABLE &&
+           kind != CLUSTER_REFBLOCK;
+}
+
 /* May two things be in one host cluster?  Only guest data with guest data (compressed clusters,
  * snapshots), and tables that have several referrers with themselves. */
 static void mark_kind(struct qcow2_check *c, uint64_t cluster, uint8_t *mark,
@@ -91,7 +98,7 @@ static void mark_kind(struct qcow2_check *c, uint64_t cluster, uint8_t *mark,
 {
     enum cluster_kind before = *mark & MARK_KIND;
 
-    if (before != CLUSTER_NONE && before != kind && before != CLUSTER_DATA && kind != CLUSTER_DATA)
+    if (is_table(before) && is_table(kind) && before != kind)
         *mark |= MARK_CLASH;
     if (before == CLUSTER_NONE) {
         *mark |= (uint8_t)kind;

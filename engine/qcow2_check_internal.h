@@ -23,7 +23,7 @@ enum cluster_kind {
 const char *cluster_kind_name(enum cluster_kind kind);
 
 #define MARK_KIND    0x0fU
-#define MARK_CLASH   0x10U /* two kinds of metadata */
+#define MARK_CLASH   0x10U /* two kinds of metadata, neither a refcount table or block */
 #define MARK_OVERLAP 0x20U /* two kinds, at least one of them metadata */
 #define MARK_ONE     0x40U /* the stored refcount is 1 */
 #define MARK_UNKNOWN 0x80U /* the stored refcount cannot be read */

@@ -172,9 +172,10 @@ static int switch_header(const struct qcow2_check *c, const struct rebuild *b,
     return r == CAIRN_OK ? hostfile_sync(b->file, err) : r;
 }
 
-/* From here on the stored refcounts are those that were counted. */
+/* From here on the stored refcounts are those that were counted, and 0 where nothing was. */
 static void update_marks(struct qcow2_check *c)
 {
+    c->nr_reftable = 0;
     for (uint64_t i = 0; i < c->counts.nr_pages; i++) {
         struct cluster_page *page = c->counts.pages[i];
 
@@ -196,7 +197,8 @@ int qcow2_rebuild_refcounts(struct qcow2_check *c, struct hostfile *file, struct
     }
     if (r == CAIRN_OK)
         r = switch_header(c, &b, err);
-    update_marks(c);
+    if (r == CAIRN_OK)
+        update_marks(c);
     free(b.table);
     return r;
 }

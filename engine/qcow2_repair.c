@@ -23,6 +23,8 @@
  * cannot be read, references that no refcount can hold, and overlaps (which get the refcount that
  * they have, so that nobody writes there in place).  If a table could not be walked, what seems to
  * leak may be its: no refcount is lowered then and nothing is put into clusters that seem free.
+ * And if the header is also some table, nothing is repaired at all, for then what we write to the
+ * one changes what the other names.
  */
 #include "qcow2_check_internal.h"
 
@@ -116,7 +118,7 @@ static bool may_write(const struct qcow2_check *c, const struct wrong_copied *w)
     enum cluster_kind kind = w->l1 ? CLUSTER_L1 : CLUSTER_L2;
 
     return !(mark & MARK_CLASH) && (mark & MARK_KIND) == kind &&
-           range_in(w->host_off, sizeof(w->entry), c->src->size);
+           w->host_off < round_up(c->src->size, c->cluster_size);
 }
 
 /* Lowering a refcount to 1 makes its copied bit wrong: that is why leaks need this as well. */
@@ -208,7 +210,7 @@ int qcow2_repair(struct qcow2_check *c, struct hostfile *file, enum qcow2_repair
     bool wrong = c->result.corruptions || c->result.leaks;
     int r;
 
-    if (mode == QCOW2_REPAIR_NONE)
+    if (mode == QCOW2_REPAIR_NONE || cluster_counts_mark(&c->counts, 0) & MARK_CLASH)
         return CAIRN_OK;
     r = wrong ? clear_unknown_autoclear(c, file, err) : CAIRN_OK;
     if (r == CAIRN_OK && wrong)
