@@ -57,6 +57,7 @@ enum qcow2_header_offset {
 
 #define QCOW2_AUTOCLEAR_BITMAPS       (UINT64_C(1) << 0)
 #define QCOW2_AUTOCLEAR_DATA_FILE_RAW (UINT64_C(1) << 1)
+#define QCOW2_AUTOCLEAR_KNOWN         UINT64_C(3) /* who writes clears the others */
 
 /* -- Header extensions ------------------------------------------------------------------------- */
 

@@ -101,6 +101,9 @@ static bool build(struct first_cluster *c, const char *backing, const char *form
         return false;
     bytes_put_be64(c->new + QCOW2_HDR_BACKING_FILE_OFFSET, backing ? c->used : 0);
     bytes_put_be32(c->new + QCOW2_HDR_BACKING_FILE_SIZE, name_len);
+    if (c->hdr->version > 2)
+        bytes_put_be64(c->new + QCOW2_HDR_AUTOCLEAR_FEATURES,
+                       c->hdr->autoclear_features & QCOW2_AUTOCLEAR_KNOWN);
     return !backing || put(c, backing, name_len, name_len);
 }
 

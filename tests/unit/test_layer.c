@@ -10,6 +10,7 @@
 #include "chain_index.h"
 #include "checked.h"
 #include "layer.h"
+#include "qcow2.h"
 
 /* -- What a scan gives ------------------------------------------------------------------------- */
 
@@ -316,6 +317,31 @@ static void test_preallocated_images(void **state)
     assert_agrees_with_qemu("p.qcow2");
 }
 
+static void test_refcounts_of_all_widths(void **state)
+{
+    (void)state;
+    for (unsigned bits = 1; bits <= 64; bits *= 2) {
+        sh("qemu-img create -f qcow2 -o refcount_bits=%u,cluster_size=4k w.qcow2 3M && "
+           "qemu-io -c 'write -P 1 100k 2M' -c 'write -z 1M 64k' w.qcow2",
+           bits);
+        assert_agrees_with_qemu("w.qcow2");
+    }
+}
+
+/* Lazy refcounts, and QEMU killed before it wrote them: the dirty bit stays. */
+static void test_a_dirty_image_is_mapped_all_the_same(void **state)
+{
+    CLEANUP_FREE uint8_t *bytes = NULL;
+    size_t len;
+
+    (void)state;
+    sh("qemu-img create -f qcow2 -o lazy_refcounts=on d.qcow2 3M; "
+       "qemu-io -c 'write -P 1 100k 2M' -c flush -c abort d.qcow2 || true");
+    bytes = load_file("d.qcow2", &len);
+    assert_int_equal(bytes[QCOW2_HDR_INCOMPATIBLE_FEATURES + 7] & 1, 1);
+    assert_agrees_with_qemu("d.qcow2");
+}
+
 static void test_snapshots_and_bitmaps_do_not_show(void **state)
 {
     (void)state;
@@ -484,6 +510,8 @@ int main(void)
         cmocka_unit_test(test_images_of_all_shapes),
         cmocka_unit_test(test_compressed_images),
         cmocka_unit_test(test_preallocated_images),
+        cmocka_unit_test(test_refcounts_of_all_widths),
+        cmocka_unit_test(test_a_dirty_image_is_mapped_all_the_same),
         cmocka_unit_test(test_snapshots_and_bitmaps_do_not_show),
         cmocka_unit_test(test_extents_are_clipped_to_the_virtual_size),
         cmocka_unit_test(test_a_huge_empty_image_is_quick),
