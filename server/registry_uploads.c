@@ -10,7 +10,9 @@
  * One request at a time writes.  A new one takes an upload over from one that is still under way,
  * which then fails: a client whose connection broke need not wait until the server has noticed.
  * The check and the append are one step under the session's lock, and among processes the store
- * refuses an append anywhere but at the end; so chunks never mix.
+ * refuses an append anywhere but at the end; so chunks never mix.  Ending an upload can take
+ * minutes (hashing what was read back, syncing it) and holds no lock: whoever comes meanwhile is
+ * sent away to try again, and does not keep a worker waiting.
  */
 #include "registry_internal.h"
 
@@ -37,6 +39,7 @@ struct session {
 
     pthread_mutex_t lock;  /* protects all below, and orders this process's changes to the upload */
     unsigned writer;       /* whose turn it is; anybody else has been overtaken */
+    bool ending;           /* by that writer: nobody overtakes it, and hasher is its own */
     struct hasher *hasher; /* of the first `hashed` bytes; NULL: not known */
     uint64_t hashed;
 };
@@ -187,6 +190,14 @@ static int check_turn_locked(const struct writer *w, struct cairn_error *err)
                      w->session->id);
 }
 
+static int check_not_ending_locked(const struct session *s, struct cairn_error *err)
+{
+    if (!s->ending)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_UNAVAILABLE, "upload %s is being ended by another request",
+                     s->id);
+}
+
 static int append_locked(struct writer *w, const void *buf, size_t len, struct cairn_error *err)
 {
     struct session *s = w->session;
@@ -296,7 +307,9 @@ static bool take_turn(const struct registry_call *call, struct writer *w)
     int r;
 
     SCOPED_LOCK(&s->lock);
-    r = store_upload_size(call->store, s->id, call->target.repo, &size, &err);
+    r = check_not_ending_locked(s, &err);
+    if (!r)
+        r = store_upload_size(call->store, s->id, call->target.repo, &size, &err);
     if (!r && !check_chunk(call, size))
         return false;
     if (!r)
@@ -408,7 +421,7 @@ static int hash_stored(struct writer *w, struct digest *ret_digest, struct cairn
     return r;
 }
 
-static int digest_locked(struct writer *w, struct digest *ret_digest, struct cairn_error *err)
+static int digest_written(struct writer *w, struct digest *ret_digest, struct cairn_error *err)
 {
     struct session *s = w->session;
 
@@ -420,19 +433,17 @@ static int digest_locked(struct writer *w, struct digest *ret_digest, struct cai
 }
 
 /*
- * The upload becomes the blob d.  If its digest is another the upload is dropped: no chunk can
- * make it right any more.
+ * The upload, which w is ending, becomes the blob d.  If its digest is another the upload is
+ * dropped: no chunk can make it right any more.
  */
-static int finish_locked(struct writer *w, const char *repo, const struct digest *d,
-                         struct cairn_error *err)
+static int finish(struct writer *w, const char *repo, const struct digest *d,
+                  struct cairn_error *err)
 {
     struct store *store = w->registry->store;
     char key[REGISTRY_KEY_MAX], want[DIGEST_STR_MAX], have[DIGEST_STR_MAX];
     struct digest actual;
-    int r = check_turn_locked(w, err);
+    int r = digest_written(w, &actual, err);
 
-    if (!r)
-        r = digest_locked(w, &actual, err);
     if (r)
         return r;
     if (!digest_equal(&actual, d)) {
@@ -448,6 +459,23 @@ static int finish_locked(struct writer *w, const char *repo, const struct digest
     return registry_show_blob(store, repo, d, w->off, err);
 }
 
+/* Only whoever has the turn may end an upload, and then has it alone. */
+static int begin_ending(const struct writer *w, struct cairn_error *err)
+{
+    SCOPED_LOCK(&w->session->lock);
+    int r = check_turn_locked(w, err);
+
+    if (r == CAIRN_OK)
+        w->session->ending = true;
+    return r;
+}
+
+static void stop_ending(const struct writer *w)
+{
+    SCOPED_LOCK(&w->session->lock);
+    w->session->ending = false;
+}
+
 static void finish_upload(const struct registry_call *call)
 {
     struct writer *w = http_sink_ctx(call->req);
@@ -457,9 +485,11 @@ static void finish_upload(const struct registry_call *call)
 
     if (!query_digest(call, &d))
         return;
-    pthread_mutex_lock(&w->session->lock);
-    r = finish_locked(w, call->target.repo, &d, &err);
-    pthread_mutex_unlock(&w->session->lock);
+    r = begin_ending(w, &err);
+    if (!r) {
+        r = finish(w, call->target.repo, &d, &err);
+        stop_ending(w);
+    }
     if (r == CAIRN_E_CORRUPT) {
         http_reply_error(call->reply, MHD_HTTP_BAD_REQUEST, "DIGEST_INVALID", "%s", err.message);
     } else if (r) {
@@ -521,8 +551,11 @@ static void delete_upload(const struct registry_call *call)
     r = session_get(call->registry->sessions, id, &s, &err);
     if (!r) {
         pthread_mutex_lock(&s->lock);
-        s->writer++;
-        r = store_upload_abort(call->store, id, &err);
+        r = check_not_ending_locked(s, &err);
+        if (!r) {
+            s->writer++;
+            r = store_upload_abort(call->store, id, &err);
+        }
         pthread_mutex_unlock(&s->lock);
         session_put(call->registry->sessions, s, r == CAIRN_OK);
     }

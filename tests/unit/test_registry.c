@@ -2,6 +2,9 @@
 /* The OCI distribution API: names, blobs and uploads. */
 #include "registry_fixture.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+
 /* -- Base and names --- */
 
 static void test_base(void **state)
@@ -444,6 +447,49 @@ static void test_racing_chunks_never_mix(void **state)
     free(ones);
 }
 
+static void *end_upload(void *arg)
+{
+    struct racer *r = arg;
+    CURL *curl = curl_easy_init();
+    char path[500], text[DIGEST_STR_MAX];
+    struct answer a;
+
+    snprintf(path, sizeof(path), "%s?digest=%s", r->location, digest_text("abc", 3, text));
+    a = send_with(curl, r->f, "PUT", path, NULL, "", 0);
+    r->status = a.status;
+    release(&a);
+    curl_easy_cleanup(curl);
+    return NULL;
+}
+
+/* Hashing and syncing take long; whoever comes meanwhile must not wait on a worker. */
+static void test_an_upload_that_is_being_ended_is_busy(void **state)
+{
+    struct fixture *f = *state;
+    char location[300], file[600];
+    struct racer ender = {.f = f, .location = location};
+    struct answer a;
+    pthread_t thread;
+    int fd;
+
+    open_upload(f, "a", location);
+    a = patch(f, location, NULL, "abc", 3);
+    release(&a);
+    snprintf(file, sizeof(file), "%s/uploads%s/data", f->dir, strrchr(location, '/'));
+    fd = open(file, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(flock(fd, LOCK_EX), 0); /* the store waits for this */
+    assert_int_equal(pthread_create(&thread, NULL, end_upload, &ender), 0);
+    while ((a = patch(f, location, "77-77", "x", 1)).status == 416) /* not yet */
+        release(&a);
+    expect(&a, 503);
+    release(&a);
+    check(f, "DELETE", location, 503);
+    close(fd);
+    pthread_join(thread, NULL);
+    assert_int_equal(ender.status, 201);
+    expect_blob(f, "a", "abc", 3);
+}
+
 static void test_aborted_monolithic_upload_leaves_nothing(void **state)
 {
     struct fixture *f = *state;
@@ -484,6 +530,7 @@ int main(void)
         REGISTRY_TEST(test_delete_ends_an_upload),
         REGISTRY_TEST(test_upload_larger_than_the_limit_is_413),
         REGISTRY_TEST(test_racing_chunks_never_mix),
+        REGISTRY_TEST(test_an_upload_that_is_being_ended_is_busy),
         REGISTRY_TEST(test_aborted_monolithic_upload_leaves_nothing),
     };
     int failed;
