@@ -28,7 +28,7 @@ uint64_t refblock_get(const uint8_t *bytes, uint64_t i, unsigned order)
     case 6:
         return bytes_get_be64(bytes + 8 * i);
     default:
-        return bytes[i << order >> 3] >> (i << order & 7) & ((1U << (1U << order)) - 1);
+        return (unsigned)bytes[i << order >> 3] >> (i << order & 7) & ((1U << (1U << order)) - 1);
     }
 }
 
