@@ -179,6 +179,14 @@ int disk_folder_read_state(const char *path, struct disk_state *ret_state, struc
 
 /* -- Bringing into order -------------------------------------------------------------------- */
 
+/* What active_create leaves of next.qcow2 if it is killed. */
+static bool is_half_made(const char *name)
+{
+    static const char start[] = DISK_FOLDER_NEXT ".new-";
+
+    return strncmp(name, start, strlen(start)) == 0;
+}
+
 /* What may lie in a folder without disk.json: what a disk that was not finished, or a server that
  * is starting, puts there. */
 static bool may_be_in_new_folder(const char *name)
@@ -190,7 +198,7 @@ static bool may_be_in_new_folder(const char *name)
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         if (strcmp(name, names[i]) == 0)
             return true;
-    return false;
+    return is_half_made(name);
 }
 
 typedef int (*name_fn)(struct disk_folder *folder, const char *name, struct cairn_error *err);
@@ -230,7 +238,7 @@ static int remove_unreferenced(struct disk_folder *folder, const char *name,
     char sealed[DISK_SEALED_NAME_MAX];
 
     (void)err;
-    if (disk_sealed_number(name) == 0)
+    if (disk_sealed_number(name) == 0 && !is_half_made(name))
         return CAIRN_OK;
     for (uint32_t i = 0; i < folder->state.nr_sealed; i++)
         if (strcmp(name, disk_sealed_name(folder->state.sealed[i], sealed)) == 0)
@@ -300,14 +308,13 @@ static int settle_active(struct disk_folder *folder, struct cairn_error *err)
 
 static int bring_into_order(struct disk_folder *folder, struct cairn_error *err)
 {
-    int ret;
+    int ret = CAIRN_OK;
 
     disk_folder_abandon(folder);
-    if (!folder->has_state) {
+    if (folder->has_state)
+        ret = settle_active(folder, err);
+    else
         disk_folder_remove(folder, DISK_FOLDER_NEXT);
-        return CAIRN_OK;
-    }
-    ret = settle_active(folder, err);
     if (ret == CAIRN_OK)
         ret = for_each_name(folder, remove_unreferenced, err);
     return ret;

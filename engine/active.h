@@ -40,7 +40,8 @@ struct active_options {
  * Create path (must not exist) or open it.  Opening takes only images of the shape that create
  * makes (v3, extended L2, 16-bit refcounts, no snapshots, no backing that is not `cairn:…`, and so
  * on): others are CAIRN_E_UNSUPPORTED with the field's name.  Both lock the file against a second
- * writer (CAIRN_E_CONFLICT), and create makes file and folder entry durable before it returns.
+ * writer (CAIRN_E_CONFLICT), and create makes file and folder entry durable before it returns;
+ * killed before that, it may leave `<path>.new-…`.
  */
 int active_create(const char *path, const struct active_options *options,
                   struct active **ret_active, struct cairn_error *err);

@@ -296,6 +296,19 @@ static void test_folder_without_disk_is_unmade(void **state)
     assert_false(exists(in_tmp("d")));
 }
 
+static void test_half_made_layer_does_not_make_a_folder_foreign(void **state)
+{
+    struct disk_folder *folder;
+    struct cairn_error err;
+
+    (void)state;
+    assert_int_equal(mkdir(in_tmp("d"), 0700), 0);
+    write_file(in_tmp("d/next.qcow2.new-123-0"), "half");
+    assert_int_equal(disk_folder_open(in_tmp("d"), true, &folder, &err), 0);
+    assert_false(exists(in_tmp("d/next.qcow2.new-123-0")));
+    disk_folder_close(folder);
+}
+
 /* -- What a crash left ------------------------------------------------------------------------ */
 
 static void test_switch_that_was_not_committed_is_undone(void **state)
@@ -307,11 +320,13 @@ static void test_switch_that_was_not_committed_is_undone(void **state)
     write_file(in_tmp("d/next.qcow2"), "next");
     assert_int_equal(link(in_tmp("d/active.qcow2"), in_tmp("d/sealed-1.qcow2")), 0);
     write_file(in_tmp("d/disk.json.new"), "{");
+    write_file(in_tmp("d/next.qcow2.new-123-0"), "half");
     assert_int_equal(reopen(in_tmp("d"), &err), 0);
     assert_true(holds(in_tmp("d/active.qcow2"), "active"));
     assert_false(exists(in_tmp("d/next.qcow2")));
     assert_false(exists(in_tmp("d/sealed-1.qcow2")));
     assert_false(exists(in_tmp("d/disk.json.new")));
+    assert_false(exists(in_tmp("d/next.qcow2.new-123-0")));
 }
 
 static void test_switch_that_was_committed_is_finished(void **state)
@@ -390,6 +405,7 @@ int main(void)
         ROW(test_foreign_folder_is_left_alone),
         ROW(test_missing_folder_is_not_made_unless_asked),
         ROW(test_folder_without_disk_is_unmade),
+        ROW(test_half_made_layer_does_not_make_a_folder_foreign),
         ROW(test_switch_that_was_not_committed_is_undone),
         ROW(test_switch_that_was_committed_is_finished),
         ROW(test_new_disk_whose_rename_was_lost_is_finished),
