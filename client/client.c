@@ -55,18 +55,30 @@ static int on_poll(void *ctx, struct cairn_error *err)
     return tell_locked(client, err);
 }
 
-int cairn_client_new(const struct cairn_client_options *options, struct cairn_client **ret_client,
-                     struct cairn_error *err)
+/* A handle that has no connections yet. */
+static int client_alloc(cairn_progress_fn progress, void *progress_ctx,
+                        struct cairn_client **ret_client, struct cairn_error *err)
 {
-    static const struct cairn_client_options defaults = CAIRN_CLIENT_OPTIONS_INIT;
-    CLEANUP(cairn_client_free_p) struct cairn_client *client = calloc(1, sizeof(*client));
-    struct remote_options remote;
-    int ret;
+    struct cairn_client *client = calloc(1, sizeof(*client));
 
     if (!client)
         return error_no_memory(err, "a client");
     pthread_mutex_init(&client->progress_lock, NULL);
     snprintf(client->what, sizeof(client->what), "request");
+    client->progress = progress;
+    client->progress_ctx = progress_ctx;
+    *ret_client = client;
+    return CAIRN_OK;
+}
+
+int cairn_client_new(const struct cairn_client_options *options, struct cairn_client **ret_client,
+                     struct cairn_error *err)
+{
+    static const struct cairn_client_options defaults = CAIRN_CLIENT_OPTIONS_INIT;
+    CLEANUP(cairn_client_free_p) struct cairn_client *client = NULL;
+    struct remote_options remote;
+    int ret;
+
     if (!options)
         options = &defaults;
     if (options->struct_size != sizeof(*options))
@@ -74,8 +86,9 @@ int cairn_client_new(const struct cairn_client_options *options, struct cairn_cl
                          "client options are %zu bytes, this library's are %zu; use "
                          "CAIRN_CLIENT_OPTIONS_INIT",
                          options->struct_size, sizeof(*options));
-    client->progress = options->progress;
-    client->progress_ctx = options->progress_ctx;
+    ret = client_alloc(options->progress, options->progress_ctx, &client, err);
+    if (ret != CAIRN_OK)
+        return ret;
     remote = (struct remote_options){
         .servers = environment_or(options->server, "CAIRN_SERVER", SERVER_DEFAULT),
         .token = environment_or(options->token, "CAIRN_TOKEN", NULL),
@@ -84,6 +97,19 @@ int cairn_client_new(const struct cairn_client_options *options, struct cairn_cl
         .poll_ctx = client,
     };
     ret = remote_new(&remote, &client->remote, err);
+    if (ret == CAIRN_OK)
+        *ret_client = steal_ptr(client);
+    return ret;
+}
+
+int client_new_like(const struct cairn_client *other, cairn_progress_fn progress,
+                    void *progress_ctx, struct cairn_client **ret_client, struct cairn_error *err)
+{
+    CLEANUP(cairn_client_free_p) struct cairn_client *client = NULL;
+    int ret = client_alloc(progress, progress_ctx, &client, err);
+
+    if (ret == CAIRN_OK)
+        ret = remote_new_like(other->remote, on_poll, client, &client->remote, err);
     if (ret == CAIRN_OK)
         *ret_client = steal_ptr(client);
     return ret;

@@ -23,6 +23,11 @@ struct cairn_client {
 
 CLEANUP_DEFINE(struct cairn_client *, cairn_client_free)
 
+/* A client of the same service whose progress, which is also asked while requests wait, is its
+ * own. */
+int client_new_like(const struct cairn_client *other, cairn_progress_fn progress,
+                    void *progress_ctx, struct cairn_client **ret_client, struct cairn_error *err);
+
 /* -- Progress ------------------------------------------------------------------------------- */
 
 /* Tell the caller how far a step is; CAIRN_E_CANCELLED if it wants to stop.  Thread-safe. */

@@ -180,7 +180,7 @@ struct connection {
 struct operation {
     struct cairn_disk *disk;
     const char *ref;
-    struct cairn_client client;
+    struct cairn_client *client; /* like the disk's, with our progress */
     atomic_bool cancelled;
     int done_fd; /* readable once code, err and ret_ref are set */
 
@@ -230,7 +230,7 @@ static void *operation_main(void *arg)
 {
     struct operation *op = arg;
 
-    op->code = disk_snapshot(op->disk, &op->client, op->ref, &op->ret_ref, &op->err);
+    op->code = disk_snapshot(op->disk, op->client, op->ref, &op->ret_ref, &op->err);
     eventfd_write(op->done_fd, 1);
     return NULL;
 }
@@ -241,22 +241,18 @@ static int operation_init(struct operation *op, struct cairn_disk *disk, const c
     memset(op, 0, sizeof(*op));
     op->disk = disk;
     op->ref = ref;
-    op->client.remote = disk->client->remote;
-    op->client.progress = on_progress;
-    op->client.progress_ctx = op;
     snprintf(op->what, sizeof(op->what), "snapshot");
+    pthread_mutex_init(&op->lock, NULL);
     op->done_fd = eventfd(0, EFD_CLOEXEC);
     if (op->done_fd < 0)
         return error_set_errno(err, errno, "cannot make an eventfd");
-    pthread_mutex_init(&op->client.progress_lock, NULL);
-    pthread_mutex_init(&op->lock, NULL);
-    return CAIRN_OK;
+    return client_new_like(disk->client, on_progress, op, &op->client, err);
 }
 
 static void operation_release(struct operation *op)
 {
-    close(op->done_fd);
-    pthread_mutex_destroy(&op->client.progress_lock);
+    cleanup_close(&op->done_fd);
+    cairn_client_free(op->client);
     pthread_mutex_destroy(&op->lock);
     free(op->ret_ref);
 }
@@ -289,9 +285,8 @@ static int run_snapshot(struct connection *conn, const char *ref, json_t **ret_r
     pthread_t thread;
     int ret = operation_init(&op, conn->control->disk, ref, err);
 
-    if (ret != CAIRN_OK)
-        return ret;
-    ret = start_thread(&thread, operation_main, &op, err);
+    if (ret == CAIRN_OK)
+        ret = start_thread(&thread, operation_main, &op, err);
     if (ret == CAIRN_OK) {
         watch(conn, &op);
         pthread_join(thread, NULL);

@@ -29,6 +29,9 @@ struct remote_options {
 };
 int remote_new(const struct remote_options *options, struct remote **ret_remote,
                struct cairn_error *err);
+/* The same servers and deadline, with handles and a poll of its own. */
+int remote_new_like(const struct remote *other, int (*poll)(void *ctx, struct cairn_error *err),
+                    void *poll_ctx, struct remote **ret_remote, struct cairn_error *err);
 void remote_free(struct remote *remote);
 CLEANUP_DEFINE(struct remote *, remote_free)
 

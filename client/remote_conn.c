@@ -44,6 +44,7 @@
 #define RECEIVE_BUFFER  (128L << 10)
 
 struct remote {
+    char *servers_given, *token_given; /* as in the options */
     char *servers_text;
     char *servers[SERVERS_MAX]; /* point into servers_text, without trailing slashes */
     unsigned nr_servers;
@@ -102,8 +103,9 @@ static int add_servers(struct remote *remote, const char *servers, struct cairn_
     char *save = NULL;
     int ret = CAIRN_OK;
 
+    remote->servers_given = strdup(servers);
     remote->servers_text = strdup(servers);
-    if (!remote->servers_text)
+    if (!remote->servers_given || !remote->servers_text)
         return error_no_memory(err, "server URLs");
     for (char *url = strtok_r(remote->servers_text, ", ", &save); url && ret == CAIRN_OK;
          url = strtok_r(NULL, ", ", &save))
@@ -119,6 +121,9 @@ static int set_token(struct remote *remote, const char *token, struct cairn_erro
         return CAIRN_OK;
     if (!printable(token))
         return error_set(err, CAIRN_E_USAGE, "the token holds spaces or control characters");
+    remote->token_given = strdup(token);
+    if (!remote->token_given)
+        return error_no_memory(err, "the token");
     if (asprintf(&remote->authorization, "Authorization: Bearer %s", token) < 0) {
         remote->authorization = NULL;
         return error_no_memory(err, "the token");
@@ -157,6 +162,25 @@ int remote_new(const struct remote_options *options, struct remote **ret_remote,
     return ret;
 }
 
+int remote_new_like(const struct remote *other, int (*poll)(void *ctx, struct cairn_error *err),
+                    void *poll_ctx, struct remote **ret_remote, struct cairn_error *err)
+{
+    const struct remote_options options = {
+        .servers = other->servers_given,
+        .token = other->token_given,
+        .deadline_ms = other->deadline_ms,
+        .poll = poll,
+        .poll_ctx = poll_ctx,
+    };
+    int ret = remote_new(&options, ret_remote, err);
+
+    if (ret == CAIRN_OK) {
+        atomic_store(&(*ret_remote)->current, atomic_load(&other->current));
+        atomic_store(&(*ret_remote)->reached, atomic_load(&other->reached));
+    }
+    return ret;
+}
+
 void remote_free(struct remote *remote)
 {
     if (!remote)
@@ -170,6 +194,8 @@ void remote_free(struct remote *remote)
     }
     curl_slist_free_all(remote->authorization_list);
     free(remote->authorization);
+    free(remote->token_given);
+    free(remote->servers_given);
     free(remote->servers_text);
     pthread_cond_destroy(&remote->freed);
     pthread_mutex_destroy(&remote->lock);

@@ -15,7 +15,7 @@
 #include "disk.h"
 
 static char tmp[80];
-static struct cairn_client client;
+static struct cairn_client *client;
 static struct cairn_disk disk;
 static struct control *control;
 
@@ -24,9 +24,8 @@ static void start_in(const char *folder)
     struct cairn_error err;
 
     memset(&disk, 0, sizeof(disk));
-    pthread_mutex_init(&client.progress_lock, NULL);
     pthread_mutex_init(&disk.snapshot_lock, NULL);
-    disk.client = &client;
+    disk.client = client;
     assert_int_equal(disk_folder_open(folder, true, &disk.folder, &err), 0);
     assert_int_equal(control_start(&disk, &control, &err), 0);
 }
@@ -37,7 +36,7 @@ static int set_up(void **state)
 
     (void)state;
     snprintf(tmp, sizeof(tmp), "%s/control-XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(tmp))
+    if (!mkdtemp(tmp) || cairn_client_new(NULL, &client, NULL) != 0)
         return -1;
     start_in(tmp);
     return 0;
@@ -50,6 +49,7 @@ static int tear_down(void **state)
     (void)state;
     control_stop(control);
     disk_folder_close(disk.folder);
+    cairn_client_free(client);
     snprintf(command, sizeof(command), "rm -rf '%s'", tmp);
     return system(command);
 }
@@ -110,11 +110,11 @@ static void test_errors_reach_who_asked(void **state)
     char *ref;
 
     (void)state;
-    assert_int_equal(control_ask_snapshot(&client, tmp, "repo@sha256:12", &running, &ref, &err),
+    assert_int_equal(control_ask_snapshot(client, tmp, "repo@sha256:12", &running, &ref, &err),
                      CAIRN_E_USAGE);
     assert_true(running);
     disk.folder_failed = true;
-    assert_int_equal(control_ask_snapshot(&client, tmp, "repo:tag", &running, &ref, &err),
+    assert_int_equal(control_ask_snapshot(client, tmp, "repo:tag", &running, &ref, &err),
                      CAIRN_E_IO);
     assert_non_null(strstr(err.message, "open the disk again"));
 }
@@ -127,7 +127,7 @@ static void test_one_snapshot_at_a_time(void **state)
 
     (void)state;
     pthread_mutex_lock(&disk.snapshot_lock);
-    assert_int_equal(control_ask_snapshot(&client, tmp, "repo:tag", &running, &ref, &err),
+    assert_int_equal(control_ask_snapshot(client, tmp, "repo:tag", &running, &ref, &err),
                      CAIRN_E_CONFLICT);
     pthread_mutex_unlock(&disk.snapshot_lock);
 }
@@ -155,7 +155,7 @@ static void test_stopped_disk_is_not_running(void **state)
     control_stop(control);
     control = NULL;
     assert_int_equal(access(path, F_OK), -1);
-    assert_int_equal(control_ask_info(&client, tmp, &running, &json, &err), 0);
+    assert_int_equal(control_ask_info(client, tmp, &running, &json, &err), 0);
     assert_false(running);
 }
 
@@ -189,7 +189,7 @@ static void test_long_folder(void **state)
     (void)state;
     snprintf(folder, sizeof(folder), "%s/%0120d", tmp, 0);
     start_in(folder);
-    assert_int_equal(control_ask_snapshot(&client, folder, "repo@sha256:12", &running, &ref, &err),
+    assert_int_equal(control_ask_snapshot(client, folder, "repo@sha256:12", &running, &ref, &err),
                      CAIRN_E_USAGE);
     assert_true(running);
     control_stop(control);
