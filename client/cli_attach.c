@@ -14,6 +14,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,15 +132,15 @@ static int await_daemon(pid_t pid, int fd)
 
 static int write_pid_file(struct attach *a, struct cairn_error *err)
 {
-    FILE *file;
+    CLEANUP_CLOSE int fd = -1;
 
     if (asprintf(&a->pid_file, "%s/attach.pid", a->params.disk ? a->params.disk : a->private_dir) <
         0) {
         a->pid_file = NULL;
         return error_no_memory(err, "a path");
     }
-    file = fopen(a->pid_file, "we");
-    if (!file || fprintf(file, "%d\n", (int)getpid()) < 0 || fclose(file) != 0)
+    fd = open(a->pid_file, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (fd < 0 || dprintf(fd, "%d\n", (int)getpid()) < 0)
         return error_set_errno(err, errno, "%s: cannot write", a->pid_file);
     return CAIRN_OK;
 }
@@ -291,6 +292,7 @@ int cli_attach(int argc, char **argv)
         return ret;
     a.params.ref = common.nr_operands > 0 ? common.operands[0] : NULL;
     a.params.server = common.server;
+    signal(SIGPIPE, SIG_IGN); /* whoever reads what we say may leave before the disk does */
     if (!a.params.disk && !a.params.ref)
         return cli_usage("attach", "a REF or --disk DIR is missing");
     if (!a.params.disk && !a.params.read_only)

@@ -232,8 +232,8 @@ static void take_log(struct nbdkit *n, bool pass_on)
         close(steal_fd(&n->log_fd));
         return;
     }
-    if (pass_on && write(STDERR_FILENO, buf, (size_t)len) < 0)
-        return; /* whoever read our stderr is gone */
+    if (pass_on)
+        (void)!write(STDERR_FILENO, buf, (size_t)len); /* its reader may be gone */
     for (ssize_t i = 0; i < len; i++) {
         if (buf[i] == '\n' || n->line_len == sizeof(n->line) - 1)
             end_line(n);

@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import struct
+import subprocess
 import threading
 import time
 
@@ -16,6 +18,7 @@ import qemu
 from cairntest import (BUILD, Case, KIB, MIB, Parallel, first_difference, main,
                        preload, scaled, seeded, wait_for)
 from nbdclient import NbdClient
+from proxy import Proxy
 
 BLOCK = 4 * KIB
 
@@ -297,6 +300,30 @@ class Snapshots(Case):
         self.assertEqual(self.server.http.get("/v1/disks/vm:v3").json()["depth"], 4)
         self.assert_reads(disk, content)
 
+    def test_server_away_until_no_more_layers_fit(self):
+        """However many snapshots failed, the next one publishes all of it."""
+        content = bytearray(self.push_base())
+        disk, socket = self.nbdkit("ref=vm:v1", f"disk={self.tmp / 'disk'}", "deadline=50")
+        client = NbdClient(socket)
+        port = self.server.port
+        self.server.stop()
+        for number in range(65):
+            data = bytes([number + 1]) * BLOCK
+            client.write(number * BLOCK, data)
+            content[number * BLOCK:(number + 1) * BLOCK] = data
+            self.snapshot("vm:v2", code=1)
+        self.assertEqual(len(self.sealed()), 64)
+        client.close()
+        disk.stop()
+        self.server = self.cairnd(arguments=("--listen", f"127.0.0.1:{port}"))
+        disk = self.attach_disk()
+        self.assert_reads(disk, content)
+        self.snapshot("vm:v3")
+        self.assertEqual(self.sealed(), [])
+        self.assertIsNone(first_difference(self.server.http.data("vm:v3"), bytes(content)))
+        self.assertEqual(self.server.http.get("/v1/disks/vm:v3").json()["depth"], 66)
+        self.assert_reads(disk, content)
+
     def test_killed_during_snapshots(self):
         """SIGKILL to whoever holds the disk, at random points of a snapshot with a writer going:
         everything flushed is there, and the disk goes on."""
@@ -350,6 +377,21 @@ class Snapshots(Case):
         wait_for(lambda: self.snapshot("vm:v3", code=None).code == 0, "the next snapshot")
         client.close()
         self.assertIsNone(first_difference(self.server.http.data("vm:v3"), bytes(content)))
+
+    def test_attach_ends_while_a_snapshot_waits_for_the_service(self):
+        self.push_base(8 * MIB)
+        proxy = Proxy(self.server.port)
+        self.addCleanup(proxy.close)
+        disk = self.attach_disk("vm:v1", "--server", proxy.url)
+        client = NbdClient(disk.socket)
+        client.write(0, self.rng.randbytes(8 * MIB))
+        client.close()
+        proxy.stall_after(MIB)
+        asker = self.start([BUILD / "bin" / "cairn", "snapshot", self.tmp / "disk", "vm:v2"],
+                           "snapshot")
+        self.assertTrue(proxy.reached.wait(60))
+        disk.stop(timeout=20)
+        asker.wait(code=1)
 
     def test_read_only_disk_has_no_snapshots(self):
         self.push_base()
@@ -432,6 +474,39 @@ class Snapshots(Case):
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)  # we are its subreaper
         return pathlib.Path(f"/proc/{pid}").exists()
+
+    def test_attach_goes_on_when_nobody_reads_what_it_says(self):
+        content = self.push_base()
+        disk = self.attach_disk("vm:v1")
+        disk.stop()
+        ends = os.pipe()
+        process = subprocess.Popen([BUILD / "bin" / "cairn", "attach", "--disk", self.tmp / "disk"],
+                                   stdout=ends[1], stderr=ends[1],
+                                   env=dict(preload(), CAIRN_SERVER=self.server.url))
+        self.addCleanup(process.kill)
+        os.close(ends[1])
+        self.assertIn(b"nbd+unix:", os.read(ends[0], 1000))
+        os.close(ends[0])
+        with socket.socket(socket.AF_UNIX) as stranger:  # nbdkit has something to say
+            stranger.connect(disk.socket)
+            stranger.sendall(b"x" * 64)
+            with contextlib.suppress(ConnectionError):
+                while stranger.recv(1000):
+                    pass
+        self.assert_reads(disk, content)
+        process.terminate()
+        self.assertEqual(process.wait(60), 0)
+
+    def test_pid_file_is_not_written_through_a_link(self):
+        self.push_base()
+        self.attach_disk("vm:v1").stop()
+        victim = self.tmp / "victim"
+        victim.write_text("precious")
+        (self.tmp / "disk" / "attach.pid").symlink_to(victim)
+        said = self.server.cairn("attach", "--disk", self.tmp / "disk", "--daemon", code=1,
+                                 env=preload()).stderr
+        self.assertIn(b"attach.pid", said)
+        self.assertEqual(victim.read_text(), "precious")
 
     def test_attach_ends_with_clients_connected(self):
         self.push_base()
