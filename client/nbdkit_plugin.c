@@ -47,12 +47,12 @@ static int errno_of(int code)
     case CAIRN_E_DENIED:
         return EPERM;
     case CAIRN_E_USAGE:
-    case CAIRN_E_LIMIT:
         return EINVAL;
     case CAIRN_OK:
     case CAIRN_E_IO:
     case CAIRN_E_CORRUPT:
     case CAIRN_E_UNSUPPORTED:
+    case CAIRN_E_LIMIT:
     case CAIRN_E_NOT_FOUND:
     case CAIRN_E_CONFLICT:
     case CAIRN_E_CANCELLED:
