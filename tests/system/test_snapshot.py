@@ -147,8 +147,17 @@ class Snapshots(Case):
                               BUILD / "lib" / "nbdkit-cairn-plugin.so",
                               f"server={self.server.url}", "deadline=1000", *parameters],
                              "nbdkit", env=preload())
-        wait_for(lambda: process.check_running() and socket.exists(), "nbdkit")
+        wait_for(lambda: process.check_running() and self.accepts(socket), "nbdkit")
         return process, str(socket)
+
+    @staticmethod
+    def accepts(path):
+        """nbdkit's socket has a name before it listens."""
+        try:
+            NbdClient(str(path)).close()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
 
     def sealed(self, name="disk"):
         return sorted(path.name for path in (self.tmp / name).glob("sealed-*"))
