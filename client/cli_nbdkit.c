@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -46,10 +47,16 @@ static int connect_socket(const char *path)
 static int clear_socket(const char *path, struct cairn_error *err)
 {
     CLEANUP_CLOSE int fd = connect_socket(path);
+    const int refused = errno;
+    struct stat st;
 
     if (fd >= 0)
         return error_set(err, CAIRN_E_CONFLICT, "%s: another process listens there", path);
-    if (errno == ECONNREFUSED)
+    if (lstat(path, &st) != 0)
+        return CAIRN_OK;
+    if (!S_ISSOCK(st.st_mode)) /* connecting to any file is refused */
+        return error_set(err, CAIRN_E_CONFLICT, "%s exists and is not a socket", path);
+    if (refused == ECONNREFUSED)
         unlink(path);
     return CAIRN_OK;
 }

@@ -506,6 +506,15 @@ class Snapshots(Case):
         process.terminate()
         self.assertEqual(process.wait(60), 0)
 
+    def test_file_in_the_sockets_place_is_not_removed(self):
+        self.push_base()
+        victim = self.tmp / "victim"
+        victim.write_text("precious")
+        said = self.server.cairn("attach", "vm:v1", "--read-only", "--socket", victim, code=1,
+                                 env=preload()).stderr
+        self.assertIn(b"not a socket", said)
+        self.assertEqual(victim.read_text(), "precious")
+
     def test_pid_file_is_not_written_through_a_link(self):
         self.push_base()
         self.attach_disk("vm:v1").stop()
