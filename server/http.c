@@ -34,6 +34,7 @@
 #define COLLECTED_MAX     (256u << 20) /* of all bodies being collected at once */
 #define DROP_BEFORE_REPLY (64u << 20)  /* of a refused body: else RST may overtake the reply */
 #define DROP_AFTER_ERROR  (1u << 30)   /* of a body that failed on its way */
+#define REPLY_SMALL       (4u << 10)   /* not counted: refusals must get through */
 #define QUEUED_PER_WORKER 64
 #define REQUEST_ID_MAX    64
 
@@ -71,6 +72,7 @@ struct http_request {
     struct http_reply reply;
     struct MHD_Response *response;
     uint64_t reply_len;
+    size_t reply_memory; /* counted for its body */
 
     /* a collected body */
     size_t collect_max, body_size; /* body_size: allocated */
@@ -98,6 +100,8 @@ struct http_server {
     uint32_t id_prefix;
     atomic_uint next_id;
     atomic_size_t collected; /* bytes of bodies in memory */
+    size_t max_replying;
+    atomic_size_t replying; /* the same of replies */
     atomic_bool stopping;
     pthread_mutex_t lock; /* protects nr_requests */
     pthread_cond_t idle;
@@ -185,6 +189,7 @@ static void request_free(struct http_request *req)
     if (req->response)
         MHD_destroy_response(req->response);
     atomic_fetch_sub(&server->collected, req->body_size);
+    atomic_fetch_sub(&server->replying, req->reply_memory);
     http_reply_release(&req->reply);
     http_uri_release(&req->uri);
     pthread_mutex_destroy(&req->lock);
@@ -290,6 +295,23 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
 
 /* -- Replying ----------------------------------------------------------------------------- */
 
+/* Clients that ask for much and fetch nothing get a refusal in the end. */
+static void count_reply_memory(struct http_request *req)
+{
+    struct http_server *server = req->server;
+    size_t need = req->method == HTTP_HEAD ? 0 : http_reply_memory(&req->reply);
+
+    if (need <= REPLY_SMALL)
+        return;
+    if (atomic_fetch_add(&server->replying, need) + need <= server->max_replying) {
+        req->reply_memory += need;
+        return;
+    }
+    atomic_fetch_sub(&server->replying, need);
+    http_reply_error(&req->reply, MHD_HTTP_SERVICE_UNAVAILABLE, "UNAVAILABLE",
+                     "too many replies wait for their clients, try again later");
+}
+
 /* On a worker, or where the reply needs none: the reply is final, let it be sent. */
 static void prepare_reply(struct http_request *req)
 {
@@ -299,6 +321,7 @@ static void prepare_reply(struct http_request *req)
         .request_id = req->id,
     };
 
+    count_reply_memory(req);
     req->response = http_reply_prepare(&req->reply, req->method == HTTP_HEAD,
                                        atomic_load(&req->server->stopping), &env);
     req->reply_len = req->reply.len;
@@ -818,6 +841,7 @@ int http_server_start(const struct http_options *options, const struct http_rout
         return error_no_memory(err, "the HTTP server");
     server->routes = routes;
     server->nr_routes = nr_routes;
+    server->max_replying = options->reply_memory;
     if (getrandom(&server->id_prefix, sizeof(server->id_prefix), 0) < 0)
         server->id_prefix = (uint32_t)getpid();
     pthread_mutex_init(&server->lock, NULL);

@@ -151,6 +151,7 @@ struct http_options {
     unsigned max_connections;
     unsigned connection_timeout_s;
     size_t connection_memory;
+    size_t reply_memory; /* for bodies that clients have not fetched yet; beyond it: 503 */
 };
 
 struct http_server;

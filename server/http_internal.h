@@ -82,6 +82,9 @@ struct http_stream_env {
 struct MHD_Response *http_reply_prepare(struct http_reply *reply, bool is_head, bool close,
                                         const struct http_stream_env *env);
 
+/* The memory that the body takes until it was sent. */
+size_t http_reply_memory(const struct http_reply *reply);
+
 /* A response over reply's stream or chunks, which it takes over; fails if its beginning cannot be
  * made. */
 int http_stream_response(struct http_reply *reply, const struct http_stream_env *env,

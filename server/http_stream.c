@@ -200,6 +200,22 @@ static ssize_t read_body(void *cls, uint64_t pos, char *buf, size_t max)
     return b->failed ? MHD_CONTENT_READER_END_WITH_ERROR : MHD_CONTENT_READER_END_OF_STREAM;
 }
 
+size_t http_reply_memory(const struct http_reply *reply)
+{
+    switch (reply->kind) {
+    case HTTP_REPLY_BUFFER:
+        return (size_t)reply->len;
+    case HTTP_REPLY_STREAM:
+        return reply->len <= WHOLE_MAX ? (size_t)reply->len : 2 * BUFFER_SIZE;
+    case HTTP_REPLY_CHUNKED:
+        return 2 * BUFFER_SIZE;
+    case HTTP_REPLY_NONE:
+    case HTTP_REPLY_FD:
+        break;
+    }
+    return 0;
+}
+
 static void free_body(void *cls)
 {
     body_unref(cls);

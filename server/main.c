@@ -84,6 +84,7 @@ static int listen_and_wait(const struct params *p, const struct http_route *rout
         .max_connections = (unsigned)p->max_connections,
         .connection_timeout_s = (unsigned)p->connection_timeout,
         .connection_memory = p->connection_memory,
+        .reply_memory = p->reply_memory,
     };
     struct http_server *server;
     int r = http_server_start(&options, routes, nr_routes, &server, err);

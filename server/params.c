@@ -66,6 +66,8 @@ static const struct param table[] = {
      "bytes", "buffer of a connection: bounds its headers, and what one step of an upload takes"},
     {"connection-timeout", PARAM_NUMBER, FIELD(connection_timeout), "120", 1, 86400, "seconds",
      "a connection on which nothing happens for this long is closed"},
+    {"reply-memory", PARAM_BYTES, FIELD(reply_memory), "1G", 32 * MIB, 16 * TIB, "bytes",
+     "memory for replies that clients have not fetched yet; more are refused with 503"},
     {"stop-timeout", PARAM_NUMBER, FIELD(stop_timeout), "30", 0, 3600, "seconds",
      "how long requests may go on after SIGTERM"},
     {"meta-cache", PARAM_BYTES, FIELD(meta_cache), "256M", MIB, 16 * TIB, "bytes",

@@ -23,7 +23,8 @@ struct params {
     uint64_t max_connections;
     uint64_t connection_memory;
     uint64_t connection_timeout; /* seconds */
-    uint64_t stop_timeout;       /* seconds */
+    uint64_t reply_memory;
+    uint64_t stop_timeout; /* seconds */
     uint64_t meta_cache;
     uint64_t cluster_cache;
     uint64_t max_depth;

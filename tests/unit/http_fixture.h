@@ -217,7 +217,7 @@ static struct http_route routes[] = {
     {"/sum/", HTTP_PUT | HTTP_POST | HTTP_PATCH, 0, begin_sum, handle_sum, NULL},
 };
 
-static inline int start_with(void **state, unsigned workers)
+static inline int start_with(void **state, unsigned workers, size_t reply_memory)
 {
     const struct http_options options = {
         .listen = "127.0.0.1:0",
@@ -226,6 +226,7 @@ static inline int start_with(void **state, unsigned workers)
         .max_connections = 200,
         .connection_timeout_s = 2,
         .connection_memory = 256 << 10,
+        .reply_memory = reply_memory,
     };
     struct fixture *f = calloc(1, sizeof(*f));
     struct cairn_error err;
@@ -246,12 +247,12 @@ static inline int start_with(void **state, unsigned workers)
 
 static inline int setup(void **state)
 {
-    return start_with(state, 4);
+    return start_with(state, 4, 64 << 20);
 }
 
 static inline int setup_one_worker(void **state)
 {
-    return start_with(state, 1);
+    return start_with(state, 1, 64 << 20);
 }
 
 static inline int teardown(void **state)

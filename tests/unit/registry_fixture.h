@@ -58,6 +58,7 @@ static inline void start(struct fixture *f)
         .max_connections = 50,
         .connection_timeout_s = 5,
         .connection_memory = 256 << 10,
+        .reply_memory = 16 << 20,
     };
 
     snprintf(f->url, sizeof(f->url), "fs:%s", f->dir);

@@ -327,6 +327,39 @@ static void test_client_gone_in_mid_reply(void **state)
     wait_until_freed(&f->streams_freed, 1);
 }
 
+static unsigned first_status(int fd)
+{
+    char line[13] = "";
+
+    assert_int_equal(recv(fd, line, 12, MSG_WAITALL), 12);
+    return (unsigned)atoi(line + strlen("HTTP/1.1 "));
+}
+
+/* A long reply takes two buffers of 256 KiB. */
+#define NR_LONG_REPLIES 4
+
+static int setup_four_long_replies(void **state)
+{
+    return start_with(state, 4, NR_LONG_REPLIES * (512u << 10));
+}
+
+static void test_replies_that_nobody_fetches_are_bounded(void **state)
+{
+    struct fixture *f = *state;
+    int fds[NR_LONG_REPLIES + 1];
+
+    for (unsigned i = 0; i <= NR_LONG_REPLIES; i++) {
+        fds[i] = dial(f);
+        send_text(fds[i], "GET /stream?len=50000000 HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_int_equal(first_status(fds[i]), i < NR_LONG_REPLIES ? 200 : 503);
+    }
+    assert_status(f, "GET", "/text/", 200); /* small ones get through */
+    for (unsigned i = 0; i <= NR_LONG_REPLIES; i++)
+        close(fds[i]);
+    wait_until_freed(&f->streams_freed, NR_LONG_REPLIES + 1);
+    assert_status(f, "GET", "/stream?len=1000000", 200);
+}
+
 static void test_many_connections_at_once(void **state)
 {
     int fds[60];
@@ -371,6 +404,8 @@ int main(void)
         HTTP_TEST(test_client_gone_in_mid_body),
         HTTP_TEST(test_silent_client_times_out),
         HTTP_TEST(test_client_gone_in_mid_reply),
+        cmocka_unit_test_setup_teardown(test_replies_that_nobody_fetches_are_bounded,
+                                        setup_four_long_replies, teardown),
         HTTP_TEST(test_many_connections_at_once),
     };
 
