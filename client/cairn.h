@@ -82,10 +82,10 @@ CAIRN_API int cairn_push_internal(struct cairn_client *client, const char *file,
 
 /*
  * Push all internal snapshots of a qcow2 file, in the order of its snapshot table, and its active
- * disk, as one chain over the backing chain: each is a layer that holds what differs from the one
- * before, which is told from the tables, so what it shares with that one is stored once.  (What a
- * snapshot shares with an older one only, because the image was reverted, is stored again.)  VM
- * states and bitmaps are not pushed.
+ * disk: each is a layer that holds what differs from an older one, or from the file's backing
+ * chain, namely the one from which it differs least.  So what they share is stored once, also where
+ * the image was reverted.  What differs is told from the tables.  VM states and bitmaps are not
+ * pushed.
  *
  * Snapshot NAME becomes the tag `TAG-NAME`, in which each byte that a tag cannot have is `-`; one
  * without a name goes by its ID, and where several would get the same tag, each gets its ID behind

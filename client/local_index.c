@@ -24,6 +24,16 @@ void local_index_release(struct local_index *index)
     *index = (struct local_index){0};
 }
 
+size_t local_index_bytes(const struct local_index *index)
+{
+    size_t bytes = index->l1 ? index_l1_bytes(index->l1) : 0;
+
+    for (uint32_t i = 0; i < index->nr_slices; i++)
+        if (index->slices[i])
+            bytes += index_slice_bytes(index->slices[i]);
+    return bytes + 2 * index->nr_slices * sizeof(index->slices[0]);
+}
+
 static int get_slice(void *ctx, uint32_t ordinal, uint32_t slice, struct index_slice **ret_slice,
                      struct cairn_error *err)
 {

@@ -24,6 +24,9 @@ int local_index_copy(const struct local_index *index, struct local_index *ret_co
 
 void local_index_release(struct local_index *index);
 
+/* Memory that it takes, as if it shared nothing. */
+size_t local_index_bytes(const struct local_index *index);
+
 /* For chain_map and the like; valid as long as the index does not change. */
 struct index_slices local_index_slices(const struct local_index *index);
 

@@ -3,13 +3,15 @@
  * Pushing internal snapshots of a local image.
  *
  * The blob of an image with snapshots shows its active disk only.  So each state of the image that
- * is to be published becomes a layer: the first one over the image's backing chain, each further
- * one over the state before it, with what differs.  The chain of a snapshot is a prefix of the
- * chain of the next, and shares all its blobs.  A state that shows the same as the one before needs
- * no layer.
+ * is to be published becomes a layer that holds what differs from a state before it: the one from
+ * which it differs least, for an image may have been reverted to any of them, or the image's
+ * backing chain.  Chains of states so form a tree, and share the blobs of what they have in common.
+ * A state that shows the same as another needs no layer.
  *
- * Layers are made and uploaded one at a time, under the same bytes for the same states, so a push
- * that is repeated sends nothing twice.  The backing chain is pushed as its files are.
+ * Only earlier states are looked at, so that a new snapshot does not change what is published of
+ * the old ones; and the same states give the same bytes, so a push that is repeated sends nothing
+ * twice.  Layers are made and uploaded one at a time.  The backing chain is pushed as its files
+ * are.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -22,115 +24,200 @@
 #include "snapshot_tags.h"
 #include "states.h"
 
+/* Of indexes kept to compare with; those of the oldest states give way. */
+#define INDEX_BYTES_MAX ((size_t)256 << 20)
+
+/* A state that is published, or the first: the backing chain. */
+struct link {
+    struct local_index index; /* what it shows; empty: given up */
+    uint32_t parent;          /* which link it stands on */
+    uint32_t depth;           /* layers of its chain */
+    bool has_layer;           /* of its own, at the top of that chain */
+    struct manifest_layer layer;
+    struct digest chain_id; /* if depth is not 0 */
+};
+
 struct internal {
-    struct cairn_client *client;
-    struct ref ref;
+    struct push backing; /* client, ref; the backing chain and its layers */
     struct local_chain *chain;
     struct states states;
-    struct local_index shown;      /* by the layers so far */
-    uint32_t depth;                /* of them */
-    struct manifest_layer *layers; /* the backing chain's, then those made here */
-    struct digest chain_id;        /* if depth is not 0 */
-    char *folder;                  /* for the layer in the making */
-    char *path;                    /* of it */
+    struct link *links;
+    uint32_t nr_links;
+    char *folder; /* for the layer in the making */
+    char *path;   /* of it */
 };
 
 /* -- Layers --------------------------------------------------------------------------------- */
 
-static void append(struct internal *in, const struct manifest_layer *layer)
-{
-    struct digest below = in->chain_id;
-
-    digest_chain(in->depth ? &below : NULL, &layer->digest, &in->chain_id);
-    in->layers[in->depth++] = *layer;
-}
-
 static int push_backing(struct internal *in, struct cairn_error *err)
 {
-    CLEANUP(push_release) struct push p = {0};
-    int ret = push_init(&p, in->client, &in->ref, in->chain, in->chain->depth - 1, err);
+    struct link *link = &in->links[0];
+    struct push *p = &in->backing;
+    int ret = push_hash_chain(p, err);
 
     if (ret == CAIRN_OK)
-        ret = push_hash_chain(&p, err);
-    if (ret == CAIRN_OK)
-        ret = push_upload_missing(&p, err);
-    for (uint32_t i = 0; ret == CAIRN_OK && i < p.depth; i++)
-        append(in, &p.layers[i]);
+        ret = push_upload_missing(p, err);
+    for (; ret == CAIRN_OK && link->depth < p->depth; link->depth++) {
+        const struct digest below = link->chain_id;
+
+        digest_chain(link->depth ? &below : NULL, &p->layers[link->depth].digest, &link->chain_id);
+    }
     return ret;
 }
 
-static int upload_layer(struct internal *in, const char *what, struct cairn_error *err)
+/* The layer in the making gets its digest, and is uploaded unless it is there. */
+static int upload_layer(struct internal *in, struct link *link, const char *what,
+                        struct cairn_error *err)
 {
+    const struct digest *below = &in->links[link->parent].chain_id;
+    struct cairn_client *client = in->backing.client;
+    const char *repo = in->backing.ref.repo;
     CLEANUP(source_free_p) struct source *src = NULL;
-    struct manifest_layer layer = {.format = LAYER_QCOW2};
     struct progress progress = {.what = what};
     bool has;
     int ret = source_open_file(in->path, NULL, &src, err);
 
     if (ret != CAIRN_OK)
         return ret;
-    layer.size = progress.total = src->size;
-    ret = push_hash_source(in->client, src, &progress, &layer.digest, err);
+    progress.total = src->size;
+    link->layer = (struct manifest_layer){.size = src->size, .format = LAYER_QCOW2};
+    ret = push_hash_source(client, src, &progress, &link->layer.digest, err);
     if (ret == CAIRN_OK)
-        ret = client_has_blob(in->client, in->ref.repo, &layer.digest, &has, err);
+        ret = client_has_blob(client, repo, &link->layer.digest, &has, err);
     if (ret == CAIRN_OK && !has)
-        ret = client_upload(in->client, in->ref.repo, src, &layer.digest, NULL, &progress, err);
-    if (ret == CAIRN_OK)
-        append(in, &layer);
+        ret = client_upload(client, repo, src, &link->layer.digest, NULL, &progress, err);
+    digest_chain(link->depth ? below : NULL, &link->layer.digest, &link->chain_id);
+    link->has_layer = true;
+    link->depth++;
     return ret;
 }
 
-static int make_layer(struct internal *in, const struct local_index *to, const char *what,
+/* A layer from the link's parent to the link. */
+static int make_layer(struct internal *in, struct link *link, const char *what,
                       struct cairn_error *err)
 {
-    const struct digest *parent = in->depth ? &in->chain_id : NULL;
-    int ret =
-        states_write_layer(&in->states, &in->shown, to, parent, in->client, what, in->path, err);
+    struct link *parent = &in->links[link->parent];
+    int ret = states_write_layer(&in->states, &parent->index, &link->index,
+                                 parent->depth ? &parent->chain_id : NULL, in->backing.client, what,
+                                 in->path, err);
 
     if (ret == CAIRN_OK)
-        ret = upload_layer(in, what, err);
+        ret = upload_layer(in, link, what, err);
     if (unlink(in->path) != 0 && ret == CAIRN_OK)
         ret = error_set_errno(err, errno, "cannot remove %s", in->path);
     return ret;
 }
 
-/* Let the chain show a state of the image. */
-static int add_state(struct internal *in, uint32_t snapshot, struct cairn_error *err)
-{
-    CLEANUP(local_index_release) struct local_index to = {0};
-    char quoted[QUOTE_MAX], what[QUOTE_MAX + 16];
-    bool differ = true;
-    int ret = states_index(&in->states, snapshot, &to, err);
+/* -- The tree of states --------------------------------------------------------------------- */
 
-    if (ret == CAIRN_OK && in->depth > 0)
-        ret = states_differ(&in->states, &in->shown, &to, &differ, err);
-    if (ret != CAIRN_OK || !differ)
-        return ret;
-    snprintf(what, sizeof(what), "push %s",
-             snapshot == STATE_ACTIVE ? "active disk"
-                                      : quote_str(in->states.snapshots[snapshot].name, quoted));
-    ret = make_layer(in, &to, what, err);
-    if (ret != CAIRN_OK)
-        return ret;
-    local_index_release(&in->shown);
-    in->shown = to;
-    to = (struct local_index){0};
+/* The link from which it differs least; the oldest of several. */
+static int choose_parent(struct internal *in, struct link *link, bool *ret_differ,
+                         struct cairn_error *err)
+{
+    struct state_distance best = {0};
+    bool found = false;
+
+    for (uint32_t i = 0; i < in->nr_links; i++) {
+        struct state_distance d;
+        int ret;
+
+        if (!in->links[i].index.l1)
+            continue;
+        ret = states_distance(&in->states, &in->links[i].index, &link->index, &d, err);
+        if (ret != CAIRN_OK)
+            return ret;
+        if (found && (d.data_bytes > best.data_bytes ||
+                      (d.data_bytes == best.data_bytes && d.differ >= best.differ)))
+            continue;
+        found = true;
+        best = d;
+        link->parent = i;
+    }
+    *ret_differ = best.differ;
     return CAIRN_OK;
 }
 
-/* Publish the chain as it is; *ret_ref is `repo@sha256:…`. */
+static void bound_indexes(struct internal *in)
+{
+    size_t bytes = 0;
+
+    for (uint32_t i = in->nr_links; i-- > 0;) {
+        bytes += local_index_bytes(&in->links[i].index);
+        if (bytes > INDEX_BYTES_MAX && i > 0 && i + 1 < in->nr_links)
+            local_index_release(&in->links[i].index);
+    }
+}
+
+static int fill_link(struct internal *in, struct link *link, uint32_t snapshot,
+                     struct cairn_error *err)
+{
+    char quoted[QUOTE_MAX], what[QUOTE_MAX + 16];
+    bool differ;
+    int ret = states_index(&in->states, snapshot, &link->index, err);
+
+    if (ret == CAIRN_OK)
+        ret = choose_parent(in, link, &differ, err);
+    if (ret != CAIRN_OK)
+        return ret;
+    link->depth = in->links[link->parent].depth;
+    link->chain_id = in->links[link->parent].chain_id;
+    if (!differ && link->depth > 0) /* a chain has a layer at least */
+        return CAIRN_OK;
+    snprintf(what, sizeof(what), "push %s",
+             snapshot == STATE_ACTIVE ? "active disk"
+                                      : quote_str(in->states.snapshots[snapshot].name, quoted));
+    return make_layer(in, link, what, err);
+}
+
+/* Add a state of the image to the tree. */
+static int add_state(struct internal *in, uint32_t snapshot, struct cairn_error *err)
+{
+    struct link *link = &in->links[in->nr_links];
+    int ret = fill_link(in, link, snapshot, err);
+
+    if (ret != CAIRN_OK) {
+        local_index_release(&link->index);
+        return ret;
+    }
+    in->nr_links++;
+    bound_indexes(in);
+    return CAIRN_OK;
+}
+
+/* The layers of the last state's chain, from the top down; malloc'ed. */
+static int collect_layers(const struct internal *in, struct manifest_layer **ret_layers,
+                          struct cairn_error *err)
+{
+    const struct link *link = &in->links[in->nr_links - 1];
+    struct manifest_layer *layers = calloc(link->depth, sizeof(layers[0]));
+
+    if (!layers)
+        return error_no_memory(err, "the chain");
+    for (; link != in->links; link = &in->links[link->parent])
+        if (link->has_layer)
+            layers[link->depth - 1] = link->layer;
+    if (link->depth > 0)
+        memcpy(layers, in->backing.layers, link->depth * sizeof(layers[0]));
+    *ret_layers = layers;
+    return CAIRN_OK;
+}
+
+/* Publish the chain of the last state; *ret_ref is `repo@sha256:…`. */
 static int publish(struct internal *in, const char *tag, char **ret_ref, struct cairn_error *err)
 {
     CLEANUP(manifest_free_p) struct manifest *m = NULL;
-    struct ref ref = in->ref;
+    CLEANUP_FREE struct manifest_layer *layers = NULL;
+    struct ref ref = in->backing.ref;
     struct digest digest;
     int ret = local_layer_check(&in->chain->layers[in->chain->depth - 1], err);
 
     snprintf(ref.tag, sizeof(ref.tag), "%s", tag);
     if (ret == CAIRN_OK)
-        ret = manifest_new(in->layers, in->depth, &m, err);
+        ret = collect_layers(in, &layers, err);
     if (ret == CAIRN_OK)
-        ret = client_put_manifest(in->client, &ref, m, &digest, err);
+        ret = manifest_new(layers, in->links[in->nr_links - 1].depth, &m, err);
+    if (ret == CAIRN_OK)
+        ret = client_put_manifest(in->backing.client, &ref, m, &digest, err);
     return ret == CAIRN_OK ? push_format_result(&ref, &digest, ret_ref, err) : ret;
 }
 
@@ -158,11 +245,14 @@ static int make_folder(struct internal *in, struct cairn_error *err)
     return CAIRN_OK;
 }
 
-static int make_room(struct internal *in, struct cairn_error *err)
+/* The first link; there is room for all states. */
+static int begin_tree(struct internal *in, struct cairn_error *err)
 {
-    in->layers =
-        calloc((size_t)in->chain->depth + in->states.nr_snapshots + 1, sizeof(in->layers[0]));
-    return in->layers ? CAIRN_OK : error_no_memory(err, "the chain");
+    in->links = calloc((size_t)in->states.nr_snapshots + 2, sizeof(in->links[0]));
+    if (!in->links)
+        return error_no_memory(err, "the chain");
+    in->nr_links = 1;
+    return local_index_copy(&in->states.below, &in->links[0].index, err);
 }
 
 static void internal_release(struct internal *in)
@@ -171,28 +261,28 @@ static void internal_release(struct internal *in)
         rmdir(in->folder);
     free(in->folder);
     free(in->path);
-    free(in->layers);
-    local_index_release(&in->shown);
+    for (uint32_t i = 0; i < in->nr_links; i++)
+        local_index_release(&in->links[i].index);
+    free(in->links);
     states_release(&in->states);
+    push_release(&in->backing);
     local_chain_free(in->chain);
 }
 
 /* Everything that can be refused without the service. */
 static int internal_open(struct internal *in, struct cairn_client *client, const char *file,
-                         const char *ref, struct cairn_error *err)
+                         const char *ref_text, struct cairn_error *err)
 {
-    int ret = push_parse_ref(ref, &in->ref, err);
+    struct ref ref;
+    int ret = push_parse_ref(ref_text, &ref, err);
 
-    in->client = client;
     if (ret == CAIRN_OK)
         ret = local_chain_open(file, "qcow2", &in->chain, err);
     if (ret == CAIRN_OK)
+        ret = push_init(&in->backing, client, &ref, in->chain, in->chain->depth - 1, err);
+    if (ret == CAIRN_OK)
         ret = states_open(in->chain, &in->states, err);
-    if (ret == CAIRN_OK)
-        ret = make_room(in, err);
-    if (ret == CAIRN_OK)
-        ret = local_index_copy(&in->states.below, &in->shown, err);
-    return ret;
+    return ret == CAIRN_OK ? begin_tree(in, err) : ret;
 }
 
 static int internal_begin(struct internal *in, struct cairn_error *err)
@@ -217,7 +307,7 @@ int cairn_push_internal(struct cairn_client *client, const char *file, const cha
         ret = internal_begin(&in, err);
     if (ret == CAIRN_OK)
         ret = add_state(&in, index, err);
-    return ret == CAIRN_OK ? publish(&in, in.ref.tag, ret_ref, err) : ret;
+    return ret == CAIRN_OK ? publish(&in, in.backing.ref.tag, ret_ref, err) : ret;
 }
 
 /* -- All snapshots and the active disk ------------------------------------------------------ */
@@ -262,7 +352,7 @@ static int push_all(struct internal *in, char *const *tags, json_t *root, struct
     if (ret == CAIRN_OK)
         ret = add_state(in, STATE_ACTIVE, err);
     if (ret == CAIRN_OK)
-        ret = publish(in, in->ref.tag, &by_digest, err);
+        ret = publish(in, in->backing.ref.tag, &by_digest, err);
     if (ret == CAIRN_OK && json_object_set_new(root, "ref", json_string(by_digest)) != 0)
         ret = error_no_memory(err, "JSON");
     return ret;
@@ -277,7 +367,8 @@ int cairn_push_internal_all(struct cairn_client *client, const char *file, const
     int ret = root ? internal_open(&in, client, file, ref, err) : error_no_memory(err, "JSON");
 
     if (ret == CAIRN_OK)
-        ret = snapshot_tags(in.ref.tag, in.states.snapshots, in.states.nr_snapshots, &tags, err);
+        ret = snapshot_tags(in.backing.ref.tag, in.states.snapshots, in.states.nr_snapshots, &tags,
+                            err);
     if (ret == CAIRN_OK)
         ret = push_all(&in, tags, root, err);
     if (ret == CAIRN_OK) {

@@ -184,29 +184,27 @@ static int differences(const struct states *states, const struct local_index *fr
                              states->below.l1->depth, fn, arg, err);
 }
 
-#define FOUND_ONE 1
-
-static int find_one(void *arg, const struct extent *e, struct cairn_error *err)
+static int measure(void *arg, const struct extent *e, struct cairn_error *err)
 {
-    (void)arg;
-    (void)e;
+    struct state_distance *distance = arg;
+
     (void)err;
-    return FOUND_ONE;
+    distance->differ = true;
+    if (!extent_reads_zero(e->kind))
+        distance->data_bytes += e->len;
+    return CAIRN_OK;
 }
 
-int states_differ(const struct states *states, const struct local_index *from,
-                  const struct local_index *to, bool *ret_differ, struct cairn_error *err)
+int states_distance(const struct states *states, const struct local_index *from,
+                    const struct local_index *to, struct state_distance *ret_distance,
+                    struct cairn_error *err)
 {
-    int ret;
+    struct state_distance distance = {.differ = from->l1->virtual_size != to->l1->virtual_size};
+    int ret = differences(states, from, to, measure, &distance, err);
 
-    *ret_differ = from->l1->virtual_size != to->l1->virtual_size;
-    if (*ret_differ)
-        return CAIRN_OK;
-    ret = differences(states, from, to, find_one, NULL, err);
-    if (ret != FOUND_ONE)
-        return ret;
-    *ret_differ = true;
-    return CAIRN_OK;
+    if (ret == CAIRN_OK)
+        *ret_distance = distance;
+    return ret;
 }
 
 /* -- The layer ------------------------------------------------------------------------------ */

@@ -41,9 +41,14 @@ int states_find(const struct states *states, const char *name_or_id, uint32_t *r
 int states_index(const struct states *states, uint32_t snapshot, struct local_index *ret_index,
                  struct cairn_error *err);
 
-/* May the two (of states_index, or from the backing chain) show different disks? */
-int states_differ(const struct states *states, const struct local_index *from,
-                  const struct local_index *to, bool *ret_differ, struct cairn_error *err);
+struct state_distance {
+    bool differ;         /* may the two show different disks? */
+    uint64_t data_bytes; /* that a layer between them would hold */
+};
+/* From from (of states_index, or the backing chain) to to. */
+int states_distance(const struct states *states, const struct local_index *from,
+                    const struct local_index *to, struct state_distance *ret_distance,
+                    struct cairn_error *err);
 
 /*
  * A new file at path: the layer that turns a disk that shows from into one that shows to.  parent

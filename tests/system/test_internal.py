@@ -179,6 +179,21 @@ class Internal(Case):
         self.push_all(path, names)
         self.assertLess(self.blob_bytes(), 24 * MIB + 4 * MIB + 5 * MIB)
 
+    def test_also_what_a_reverted_image_shares(self):
+        """Each snapshot stands on the one that it differs from least."""
+        path = self.image(size=64 * MIB)
+        self.fill(path, 0, 16 * MIB)
+        self.snapshot(path, "clean")
+        for name in ("a", "b", "c"):
+            self.fill(path, 0, 4 * MIB)
+            self.snapshot(path, name)
+            qemu.img("snapshot", "-a", "clean", path)
+        self.push_all(path, ["clean", "a", "b", "c"])
+        self.assertLess(self.blob_bytes(), 16 * MIB + 3 * 4 * MIB + 5 * MIB)
+        manifests = [json.loads(self.server.http.get(f"/v2/vm/manifests/v1{tag}").body)
+                     for tag in ("", "-clean", "-a", "-b", "-c")]
+        self.assertEqual([len(m["layers"]) for m in manifests], [1, 1, 2, 2, 2])
+
     def test_a_second_push_sends_nothing(self):
         path = self.image(size=64 * MIB)
         self.fill(path, 0, 8 * MIB)
