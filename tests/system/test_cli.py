@@ -7,7 +7,7 @@ import json
 import re
 
 import qemu
-from cairntest import CAIRN, CAIRND, Case, MIB, main, random_bytes, run, seeded
+from cairntest import CAIRN, CAIRND, Case, MIB, main, random_bytes, run, seeded, wait_for
 
 COMMANDS = ("push", "pull", "attach", "snapshot", "info", "log", "map", "ls", "diff", "tag", "rm",
             "image")
@@ -164,8 +164,9 @@ class CommandLine(Case):
     def test_server_log_is_logfmt(self):
         server = self.cairnd()
         server.http.get("/v2/")
-        lines = [line for line in server.text().splitlines() if "/v2/" in line]
-        self.assertTrue(lines, server.text())
+        lines = wait_for(  # a request is logged when it has ended, behind its answer
+            lambda: [line for line in server.text().splitlines() if "/v2/" in line],
+            "the request to be logged")
         self.assertTrue(re.fullmatch(r'(\w+=("([^"\\]|\\.)*"|\S*) ?)+', lines[-1]), lines[-1])
 
 
