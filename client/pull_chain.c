@@ -67,6 +67,7 @@ struct part {
     char name[LAYER_NAME_MAX], part_name[LAYER_NAME_MAX + 8];
     int fd;
     uint64_t off; /* what has arrived, and gone through the hasher */
+    bool resumed; /* some of it with an earlier pull */
     struct hasher *hasher;
     uint8_t *buf;
 };
@@ -105,6 +106,7 @@ static int reread(struct part *part, struct cairn_error *err)
             return io_error(part, "read", err);
         hasher_update(part->hasher, part->buf, (size_t)n);
         part->off += (uint64_t)n;
+        part->resumed = true;
         ret = tell(part->pull, (uint64_t)n, err);
         if (ret != CAIRN_OK)
             return ret;
@@ -156,19 +158,59 @@ static int receive(struct part *part, struct cairn_error *err)
     return CAIRN_OK;
 }
 
+/* All of the layer; *ret_digest is that of its bytes. */
+static int fetch_bytes(struct part *part, struct digest *ret_digest, struct cairn_error *err)
+{
+    int ret = hasher_new(&part->hasher, err);
+
+    if (ret == CAIRN_OK)
+        ret = reread(part, err);
+    if (ret == CAIRN_OK)
+        ret = receive(part, err);
+    if (ret == CAIRN_OK)
+        hasher_finish(part->hasher, ret_digest);
+    return ret;
+}
+
+/* What an earlier pull left may be damaged: it was not synced, or had its new header already. */
+static int start_over(struct part *part, struct cairn_error *err)
+{
+    struct chain_pull *p = part->pull;
+
+    hasher_free(steal_ptr(part->hasher));
+    part->off = 0;
+    part->resumed = false;
+    pthread_mutex_lock(&p->lock);
+    p->done_bytes -= part->layer->size;
+    pthread_mutex_unlock(&p->lock);
+    return ftruncate(part->fd, 0) == 0 ? CAIRN_OK : io_error(part, "truncate", err);
+}
+
 /* A layer that is not what its digest says is removed, for nothing of it can be used. */
-static int verify(struct part *part, struct cairn_error *err)
+static int wrong_digest(const struct part *part, const struct digest *digest,
+                        struct cairn_error *err)
 {
     char expected[DIGEST_STR_MAX], found[DIGEST_STR_MAX];
-    struct digest digest;
 
-    hasher_finish(part->hasher, &digest);
-    if (digest_equal(&digest, &part->layer->digest))
-        return CAIRN_OK;
     unlinkat(part->pull->folder_fd, part->part_name, 0);
     return error_set(err, CAIRN_E_CORRUPT,
                      "layer %s: the bytes received have digest %s; pull again",
-                     digest_format(&part->layer->digest, expected), digest_format(&digest, found));
+                     digest_format(&part->layer->digest, expected), digest_format(digest, found));
+}
+
+static int fetch_verified(struct part *part, struct cairn_error *err)
+{
+    struct digest digest;
+    int ret = fetch_bytes(part, &digest, err);
+
+    if (ret == CAIRN_OK && part->resumed && !digest_equal(&digest, &part->layer->digest)) {
+        ret = start_over(part, err);
+        if (ret == CAIRN_OK)
+            ret = fetch_bytes(part, &digest, err);
+    }
+    if (ret == CAIRN_OK && !digest_equal(&digest, &part->layer->digest))
+        ret = wrong_digest(part, &digest, err);
+    return ret;
 }
 
 /* Point the layer to the one below it in this folder; what that replaces is kept. */
@@ -225,13 +267,7 @@ static int fetch(struct part *part, uint32_t ordinal, struct cairn_error *err)
     if (part->fd < 0)
         return io_error(part, "create", err);
     part->buf = malloc(PULL_PIECE_BYTES);
-    ret = part->buf ? hasher_new(&part->hasher, err) : error_no_memory(err, "a buffer");
-    if (ret == CAIRN_OK)
-        ret = reread(part, err);
-    if (ret == CAIRN_OK)
-        ret = receive(part, err);
-    if (ret == CAIRN_OK)
-        ret = verify(part, err);
+    ret = part->buf ? fetch_verified(part, err) : error_no_memory(err, "a buffer");
     if (ret == CAIRN_OK)
         ret = relink(part, ordinal, err);
     if (ret == CAIRN_OK)

@@ -91,6 +91,22 @@ class Pull(Case):
         opened = qemu.convert(copy / "top.qcow2", self.tmp / "copy.raw")
         self.assertEqual(opened, qemu.convert(self.top, self.tmp / "top.raw"))
 
+    def test_damaged_parts_of_an_earlier_pull_are_fetched_again(self):
+        """What had arrived was not synced, or had its new header already."""
+        copy = self.tmp / "copy"
+        self.server.cairn("pull", "--chain", "vm:v1", copy)
+        base, top = next(copy.glob("0000-*")), next(copy.glob("0001-*"))
+        top.rename(f"{top}.part")
+        base.rename(f"{base}.part")
+        with open(f"{base}.part", "r+b") as part:
+            part.write(bytes(MIB))
+            part.truncate(2 * MIB)
+        (copy / "chain.json").unlink()
+        (copy / ".pulling").write_text(self.pushed.partition("@")[2])
+        self.server.cairn("pull", "--chain", "vm:v1", copy)
+        opened = qemu.convert(copy / "top.qcow2", self.tmp / "copy.raw")
+        self.assertEqual(opened, qemu.convert(self.top, self.tmp / "top.raw"))
+
     def test_folder_of_another_disk_is_left_alone(self):
         copy = self.tmp / "copy"
         self.server.cairn("pull", "--chain", "vm:v1", copy)
