@@ -281,22 +281,34 @@ int cli_image_map(int argc, char **argv)
 
 /* -- bitmap --------------------------------------------------------------------------------- */
 
-/* A list printed as it comes: it may be longer than memory. */
+/* A list printed as it comes: it may be longer than memory.  Nothing is printed of a bitmap that
+ * is refused. */
 struct dirty_list {
     bool as_json;
     bool begun;
 };
 
+static void begin_list(struct dirty_list *list)
+{
+    if (list->as_json)
+        putchar('[');
+    else
+        printf("%-14s %s\n", "start", "length");
+    list->begun = true;
+}
+
 static int print_dirty(void *ctx, uint64_t start, uint64_t length)
 {
     struct dirty_list *list = ctx;
 
+    if (!list->begun)
+        begin_list(list);
+    else if (list->as_json)
+        printf(",\n ");
     if (list->as_json)
-        printf("%s{\"start\": %" PRIu64 ", \"length\": %" PRIu64 "}", list->begun ? ",\n " : "",
-               start, length);
+        printf("{\"start\": %" PRIu64 ", \"length\": %" PRIu64 "}", start, length);
     else
         printf("%#-14" PRIx64 " %#" PRIx64 "\n", start, length);
-    list->begun = true;
     return ferror(stdout);
 }
 
@@ -323,13 +335,11 @@ int cli_image_bitmap(int argc, char **argv)
 
     if (!cli_parse(&spec, argc, argv, &common, &ret))
         return ret;
-    if (list.as_json)
-        putchar('[');
-    else
-        printf("%-14s %s\n", "start", "length");
     if (cairn_image_bitmap(common.operands[0], common.operands[1], print_dirty, &list, &err) !=
         CAIRN_OK)
         return cli_fail(&err);
+    if (!list.begun)
+        begin_list(&list);
     if (list.as_json)
         puts("]");
     return 0;

@@ -299,6 +299,20 @@ class Internal(Case):
         said = run(CAIRN, "image", "bitmap", path, "gone", code=1).stderr.decode()
         self.assertIn('none of its 1 bitmaps has the name "gone"', said)
 
+    def test_a_bitmap_that_was_not_saved(self):
+        """Its writer was killed: QEMU leaves the mark, we say what it means."""
+        path = self.image()
+        qemu.img("bitmap", "--add", path, "b0")
+        self.assertEqual(run(CAIRN, "image", "bitmap", "--json", path, "b0").json(), [])
+        run("qemu-io", "-f", "qcow2", "-c", "write 0 64k", "-c", "abort", path, code=None)
+        bitmap = run(CAIRN, "image", "info", "--json", path).json()["bitmaps"][0]
+        self.assertTrue(bitmap["inUse"])
+        self.assertIn("in use", bitmap["unusable"])
+        self.assertIn("in-use", run(CAIRN, "image", "info", path).stdout.decode())
+        result = run(CAIRN, "image", "bitmap", path, "b0", code=1)
+        self.assertEqual(result.stdout, b"")
+        self.assertIn('bitmap "b0": marked as in use', result.stderr.decode())
+
     def test_push_keeps_snapshots_and_bitmaps(self):
         """A plain push sends the bytes as they are."""
         path = self.image()
