@@ -307,6 +307,13 @@ static int begin(struct upload *up, const char *mount_from, bool *ret_done, stru
     return ret;
 }
 
+/* Is it worth trying the session again another time, or would it be turned down again? */
+static bool may_be_resumed(int ret)
+{
+    return ret == CAIRN_E_UNAVAILABLE || ret == CAIRN_E_CANCELLED || ret == CAIRN_E_DENIED ||
+           ret == CAIRN_E_NO_SPACE;
+}
+
 int client_upload(struct cairn_client *client, const char *repo, struct source *src,
                   const struct digest *d, const char *mount_from, const struct progress *progress,
                   struct cairn_error *err)
@@ -328,7 +335,7 @@ int client_upload(struct cairn_client *client, const char *repo, struct source *
     ret = begin(&up, mount_from, &done, err);
     if (ret == CAIRN_OK && !done)
         ret = send_with_patience(&up, err);
-    if (ret == CAIRN_OK || ret == CAIRN_E_CORRUPT)
+    if (!may_be_resumed(ret))
         upload_state_remove(&up.state);
     upload_state_close(&up.state);
     free(up.location);

@@ -5,10 +5,11 @@
 import hashlib
 import json
 import os
+import pathlib
 import signal
 
 import qemu
-from cairntest import CAIRN, Case, KIB, MIB, main, random_bytes, run, seeded
+from cairntest import (CAIRN, Case, KIB, MIB, location_path, main, random_bytes, run, seeded)
 from proxy import Proxy
 
 OVERHEAD = 64 * KIB  # of requests and manifests, generously
@@ -53,6 +54,22 @@ class Push(Case):
         sent = self.push(second, "vm:v2")
         self.assertGreater(sent, sizes[2])
         self.assertLess(sent, sizes[2] + OVERHEAD)
+
+    def test_session_that_is_turned_down_is_not_tried_for_ever(self):
+        """`Range: 0-0` says that a session has no byte, and that it has one."""
+        file = self.raw_file("disk.raw", 8 * MIB)
+        digest = "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
+        started = self.server.http.request("POST", "/v2/vm/blobs/uploads/")
+        session = location_path(started)
+        self.server.http.request("PATCH", session, file.read_bytes()[:1],
+                                 {"Content-Type": "application/octet-stream"})
+        name = hashlib.sha256(f"{self.server.url}\nvm\n{digest}".encode()).hexdigest()
+        remembered = pathlib.Path(os.environ["XDG_STATE_HOME"], "cairn", "uploads", name)
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(f"{session}\n")
+        self.server.cairn("push", file, "vm:v1", code=1)
+        self.assertFalse(remembered.exists())
+        self.server.push(file, "vm:v1")
 
     def test_another_repository_mounts_what_the_server_has(self):
         base = self.raw_file("base.raw", 24 * MIB)
