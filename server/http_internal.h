@@ -38,6 +38,9 @@ void http_uri_release(struct http_uri *uri);
 
 #define HTTP_REPLY_HEADERS_MAX 16
 
+/* Parts of a file below that are copied: sendfile would cost a packet more. */
+#define HTTP_SENDFILE_MIN (32u << 10)
+
 enum http_reply_kind {
     HTTP_REPLY_NONE,
     HTTP_REPLY_BUFFER,

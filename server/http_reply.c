@@ -6,6 +6,8 @@
  */
 #include "http_internal.h"
 
+#include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -241,10 +243,32 @@ static struct MHD_Response *buffer_response(struct http_reply *reply)
                                            MHD_RESPMEM_MUST_FREE);
 }
 
+/* Turn the part of a file into its bytes, or into an error. */
+static void copy_file_part(struct http_reply *reply)
+{
+    CLEANUP_FREE char *buf = malloc((size_t)reply->len + 1);
+    size_t done = 0;
+    ssize_t n = 1;
+
+    while (buf && done < reply->len && (n > 0 || (n < 0 && errno == EINTR))) {
+        n = pread(reply->fd, buf + done, (size_t)reply->len - done, (off_t)(reply->fd_off + done));
+        if (n > 0)
+            done += (size_t)n;
+    }
+    if (buf && done == reply->len)
+        reply->buf = steal_ptr(buf);
+    else
+        http_reply_error(reply, MHD_HTTP_INTERNAL_SERVER_ERROR, "UNKNOWN",
+                         "%zu of %" PRIu64 " bytes at %" PRIu64 " could be read", done, reply->len,
+                         reply->fd_off);
+}
+
 static struct MHD_Response *fd_response(struct http_reply *reply)
 {
-    if (reply->len == 0)
+    if (reply->len < HTTP_SENDFILE_MIN) {
+        copy_file_part(reply);
         return buffer_response(reply);
+    }
     return MHD_create_response_from_fd_at_offset64(reply->len, steal_fd(&reply->fd), reply->fd_off);
 }
 

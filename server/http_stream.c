@@ -209,8 +209,9 @@ size_t http_reply_memory(const struct http_reply *reply)
         return reply->len <= WHOLE_MAX ? (size_t)reply->len : 2 * BUFFER_SIZE;
     case HTTP_REPLY_CHUNKED:
         return 2 * BUFFER_SIZE;
-    case HTTP_REPLY_NONE:
     case HTTP_REPLY_FD:
+        return reply->len < HTTP_SENDFILE_MIN ? (size_t)reply->len : 0;
+    case HTTP_REPLY_NONE:
         break;
     }
     return 0;

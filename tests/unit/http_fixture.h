@@ -131,12 +131,15 @@ static inline void handle_chunks(void *ctx, const struct http_request *req,
     http_reply_chunked(reply, 200, "text/plain", &chunks);
 }
 
+#define FILE_LEN 100000u
+
 static inline void handle_file(void *ctx, const struct http_request *req, struct http_reply *reply)
 {
     int fd = memfd_create("file", MFD_CLOEXEC);
 
     (void)ctx;
-    assert_int_equal(write(fd, "0123456789", 10), 10);
+    for (unsigned i = 0; i < FILE_LEN / 10; i++)
+        assert_int_equal(write(fd, "0123456789", 10), 10);
     http_reply_fd(reply, 206, "text/plain", fd, query_number(req, "off", 0),
                   query_number(req, "len", 10));
 }

@@ -136,6 +136,20 @@ static void test_file_part(void **state)
     a = request(*state, "GET", "/file?off=10&len=0", NULL);
     assert_non_null(strstr(a.text, "Content-Length: 0\r\n"));
     free(a.text);
+    a = request(*state, "GET", "/file?off=7&len=90000", NULL); /* by sendfile */
+    assert_int_equal(a.body_len, 90000);
+    for (size_t i = 0; i < 90000; i++)
+        assert_int_equal(a.body[i], '0' + (i + 7) % 10);
+    free(a.text);
+}
+
+static void test_small_file_part_that_is_not_there_is_an_error_status(void **state)
+{
+    struct answer a = request(*state, "GET", "/file?off=99998&len=4", NULL);
+
+    assert_int_equal(a.status, 500);
+    assert_non_null(strstr(a.body, "2 of 4 bytes"));
+    free(a.text);
 }
 
 static void test_head_has_the_headers_and_no_body(void **state)
@@ -390,6 +404,7 @@ int main(void)
         HTTP_TEST(test_stream_failing_late_is_cut),
         HTTP_TEST(test_chunked_reply),
         HTTP_TEST(test_file_part),
+        HTTP_TEST(test_small_file_part_that_is_not_there_is_an_error_status),
         HTTP_TEST(test_head_has_the_headers_and_no_body),
         HTTP_TEST(test_connection_is_kept),
         HTTP_TEST(test_collected_body),
