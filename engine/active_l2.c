@@ -122,7 +122,7 @@ static int create_table_locked(struct active *a, uint64_t guest_off, struct cair
 int l2_get_page_locked(struct active *a, uint64_t guest_off, bool create,
                        struct table_page **ret_page, struct cairn_error *err)
 {
-    uint64_t table_off, at;
+    uint64_t table_off = 0, at;
     int rc = read_l1_entry_locked(a, guest_off, &table_off, err);
 
     *ret_page = NULL;

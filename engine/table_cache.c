@@ -227,8 +227,10 @@ static int load_locked(struct table_cache *c, enum table_kind kind, uint64_t hos
     page->loading = false;
     pthread_cond_broadcast(&c->loaded);
     if (rc) {
-        if (!page->forgotten)
-            unhash_locked(c, page);
+        if (!page->forgotten) {
+            LIST_REMOVE(page, hash_link);
+            page->forgotten = true; /* goes with its last pin; nobody has changed it */
+        }
         table_put_locked(c, page);
         return rc;
     }

@@ -193,7 +193,7 @@ static int get_l1(struct metacache *cache, const struct meta_chain *chain, uint3
                   bool with_rebuild, struct index_l1 **ret_l1, struct cairn_error *err)
 {
     struct look_up look = {.cache = cache, .chain = chain, .ordinal = ordinal};
-    void *value;
+    void *value = NULL;
     int code = get(&look, with_rebuild, &value, err);
 
     if (code == CAIRN_OK)
@@ -204,7 +204,7 @@ static int get_l1(struct metacache *cache, const struct meta_chain *chain, uint3
 static int get_slice(const struct look_up *look, bool with_rebuild, struct index_slice **ret_slice,
                      struct cairn_error *err)
 {
-    void *value;
+    void *value = NULL;
     int code = get(look, with_rebuild, &value, err);
 
     if (code == CAIRN_OK)

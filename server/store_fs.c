@@ -328,7 +328,7 @@ static int get(struct store *store, const char *key, size_t max_len, void **ret_
 {
     CLEANUP_CLOSE int fd = -1;
     CLEANUP_FREE char *buf = NULL;
-    uint64_t size;
+    uint64_t size = 0;
     int r = store_fs_open_file(store_fs_of(store), key, O_RDONLY, key, &fd, &size, err);
 
     if (r)
@@ -358,7 +358,7 @@ static int open_source(struct store *store, const char *key, struct source **ret
                        struct cairn_error *err)
 {
     uint64_t size;
-    int fd, r = open_fd(store, key, &fd, &size, err);
+    int fd = -1, r = open_fd(store, key, &fd, &size, err);
 
     return r ? r : source_from_fd(fd, key, ret_src, err);
 }
