@@ -144,7 +144,9 @@ int check_stored_is_one(struct qcow2_check *c, uint64_t cluster, bool *ret_one, 
 /* -- qcow2_rebuild.c -----------------------------------------------------------------------------
  */
 
-/* A new refcount structure in unused clusters, then the header's pointer to it. */
-int qcow2_rebuild_refcounts(struct qcow2_check *c, struct hostfile *file, struct cairn_error *err);
+/* A new refcount structure in unused clusters, then the header's pointer to it.  *ret_done false:
+ * there is no safe place for it, nothing was changed. */
+int qcow2_rebuild_refcounts(struct qcow2_check *c, struct hostfile *file, bool *ret_done,
+                            struct cairn_error *err);
 
 #endif

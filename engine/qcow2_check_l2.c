@@ -319,6 +319,9 @@ int check_copied(struct qcow2_check *c, wrong_copied_fn fn, void *arg, struct ca
     for (size_t i = 0; i < c->active_l2.nr && r == CAIRN_OK; i++) {
         const struct l2_ref *ref = &c->active_l2.refs[i];
 
+        /* As QEMU, which asks the table's refcount first. */
+        if (cluster_counts_mark(&c->counts, ref->host_off >> c->hdr.cluster_bits) & MARK_UNKNOWN)
+            continue;
         r = source_pread_padded(c->src, table, c->cluster_size, ref->host_off, err);
         if (r == CAIRN_OK)
             r = copied_l2_table(c, ref, table, fn, arg, err);

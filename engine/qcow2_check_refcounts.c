@@ -170,12 +170,18 @@ static bool anything_counted(const struct qcow2_check *c, uint64_t first, uint64
     return false;
 }
 
-/* QEMU reads a block past the end of the file as zeros, and gives up on one that is not aligned. */
+/* QEMU reads a block past the end of the file as zeros, and gives up on one that is not aligned or
+ * where no file can reach. */
+static bool block_readable(const struct qcow2_check *c, uint64_t host_off)
+{
+    return is_aligned(host_off, c->cluster_size) && host_off < INT64_MAX - c->cluster_size;
+}
+
 static int read_block(struct qcow2_check *c, struct refblock *block, struct cairn_error *err)
 {
     uint64_t host_off = block->entry & QCOW2_REFTABLE_OFFSET_MASK;
 
-    block->readable = is_aligned(host_off, c->cluster_size);
+    block->readable = block_readable(c, host_off);
     if (host_off == 0 || !block->readable || host_off >= c->src->size) {
         memset(block->bytes, 0, c->cluster_size);
         return CAIRN_OK;
@@ -272,7 +278,7 @@ static int read_stored(struct qcow2_check *c, uint64_t cluster, uint64_t *ret_st
     int r;
 
     *ret_stored = 0;
-    *ret_known = is_aligned(host_off, c->cluster_size);
+    *ret_known = block_readable(c, host_off);
     if (host_off == 0 || host_off >= c->src->size || !*ret_known)
         return CAIRN_OK;
     r = source_pread_padded(c->src, bytes, order > 3 ? (size_t)1 << (order - 3) : 1,

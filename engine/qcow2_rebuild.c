@@ -92,11 +92,6 @@ static int plan(const struct qcow2_check *c, struct rebuild *b, struct cairn_err
         need = b->nr_table + b->nr_blocks;
     } while (need > nr);
     b->nr_blocks = mark_blocks(c, b);
-    if (b->first + need > c->nr_clusters && c->dangling)
-        return error_set(err, CAIRN_E_CORRUPT,
-                         "%s: the refcounts must be rebuilt and there is no room in the file; it "
-                         "cannot grow, for it names places past its end",
-                         c->src->name);
     return CAIRN_OK;
 }
 
@@ -186,19 +181,33 @@ static void update_marks(struct qcow2_check *c)
     }
 }
 
-int qcow2_rebuild_refcounts(struct qcow2_check *c, struct hostfile *file, struct cairn_error *err)
+static bool fits(const struct qcow2_check *c, const struct rebuild *b)
+{
+    return b->first + b->nr_table + b->nr_blocks <= c->nr_clusters;
+}
+
+static int carry_out(struct qcow2_check *c, struct rebuild *b, struct cairn_error *err)
+{
+    int r;
+
+    forget_old(c);
+    r = write_structure(c, b, err);
+    if (r == CAIRN_OK)
+        r = switch_header(c, b, err);
+    if (r == CAIRN_OK)
+        update_marks(c);
+    return r;
+}
+
+int qcow2_rebuild_refcounts(struct qcow2_check *c, struct hostfile *file, bool *ret_done,
+                            struct cairn_error *err)
 {
     struct rebuild b = {.file = file};
     int r = plan(c, &b, err);
 
-    if (r == CAIRN_OK) {
-        forget_old(c);
-        r = write_structure(c, &b, err);
-    }
-    if (r == CAIRN_OK)
-        r = switch_header(c, &b, err);
-    if (r == CAIRN_OK)
-        update_marks(c);
+    *ret_done = r == CAIRN_OK && (!c->dangling || fits(c, &b));
+    if (*ret_done)
+        r = carry_out(c, &b, err);
     free(b.table);
     return r;
 }

@@ -99,8 +99,12 @@ static int repair_refcounts(struct qcow2_check *c, struct repair *repair, struct
     if (r != CAIRN_OK)
         return r;
     if (rebuild) {
-        repair->refcounts_wrong = repair->mode != QCOW2_REPAIR_ALL || c->incomplete || c->overflow;
-        return repair->refcounts_wrong ? CAIRN_OK : qcow2_rebuild_refcounts(c, repair->file, err);
+        bool done = false;
+
+        if (repair->mode == QCOW2_REPAIR_ALL && !c->incomplete && !c->overflow)
+            r = qcow2_rebuild_refcounts(c, repair->file, &done, err);
+        repair->refcounts_wrong = !done;
+        return r;
     }
     r = check_each_refblock(c, fix_block, repair, err);
     if (r == CAIRN_OK && repair->changed)

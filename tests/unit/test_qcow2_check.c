@@ -6,13 +6,13 @@
  */
 #include "qemu.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 
-#include "bytes.h"
 #include "qcow2_check.h"
-#include "qcow2_header.h"
+#include "qcow2_damage.h"
 
 /* -- Images ------------------------------------------------------------------------------------ */
 
@@ -180,449 +180,6 @@ static void assert_same(const char *what, const char *file)
     json_decref(root);
 }
 
-/* -- Damage ------------------------------------------------------------------------------------ */
-
-struct image {
-    uint8_t *bytes;
-    size_t len;
-    unsigned cluster_bits, order;
-    bool extl2;
-    uint64_t l1, reftable;
-};
-
-static uint64_t get(const struct image *i, uint64_t off)
-{
-    assert_true(off + 8 <= i->len);
-    return bytes_get_be64(i->bytes + off);
-}
-
-static void put(struct image *i, uint64_t off, uint64_t value)
-{
-    assert_true(off + 8 <= i->len);
-    bytes_put_be64(i->bytes + off, value);
-}
-
-static void image_load(struct image *i, const char *file)
-{
-    i->bytes = load_file(file, &i->len);
-    i->cluster_bits = bytes_get_be32(i->bytes + QCOW2_HDR_CLUSTER_BITS);
-    i->order = bytes_get_be32(i->bytes + QCOW2_HDR_VERSION) < 3
-                   ? 4
-                   : bytes_get_be32(i->bytes + QCOW2_HDR_REFCOUNT_ORDER);
-    i->extl2 = bytes_get_be32(i->bytes + QCOW2_HDR_VERSION) >= 3 &&
-               get(i, QCOW2_HDR_INCOMPATIBLE_FEATURES) & QCOW2_INCOMPAT_EXTL2;
-    i->l1 = get(i, QCOW2_HDR_L1_TABLE_OFFSET);
-    i->reftable = get(i, QCOW2_HDR_REFCOUNT_TABLE_OFFSET);
-}
-
-static void image_save(const struct image *i, const char *file)
-{
-    FILE *f = fopen(file, "wb");
-
-    assert_non_null(f);
-    assert_int_equal(fwrite(i->bytes, 1, i->len, f), i->len);
-    assert_int_equal(fclose(f), 0);
-}
-
-/* Host offset of the n-th standard L2 entry that has a cluster; 0: there is none. */
-static uint64_t data_entry(const struct image *i, unsigned n)
-{
-    uint64_t step = i->extl2 ? 16 : 8;
-
-    for (uint64_t l1e = i->l1; get(i, l1e) != 0; l1e += 8) {
-        uint64_t l2 = get(i, l1e) & QCOW2_OFFSET_MASK;
-
-        for (uint64_t at = l2; at < l2 + (UINT64_C(1) << i->cluster_bits); at += step)
-            if (get(i, at) & QCOW2_OFFSET_MASK && !(get(i, at) & QCOW2_OFLAG_COMPRESSED) &&
-                n-- == 0)
-                return at;
-    }
-    return 0;
-}
-
-static uint64_t compressed_entry(const struct image *i)
-{
-    uint64_t step = i->extl2 ? 16 : 8;
-
-    for (uint64_t l1e = i->l1; get(i, l1e) != 0; l1e += 8) {
-        uint64_t l2 = get(i, l1e) & QCOW2_OFFSET_MASK;
-
-        for (uint64_t at = l2; at < l2 + (UINT64_C(1) << i->cluster_bits); at += step)
-            if (get(i, at) & QCOW2_OFLAG_COMPRESSED)
-                return at;
-    }
-    return 0;
-}
-
-/* Add to the stored refcount of the cluster at host_off, as far as it goes. */
-static void add_refcount(struct image *i, uint64_t host_off, int64_t add)
-{
-    uint64_t cluster = host_off >> i->cluster_bits;
-    uint64_t per_block = UINT64_C(8) << i->cluster_bits >> i->order;
-    uint8_t *block = i->bytes + get(i, i->reftable + cluster / per_block * 8);
-    uint64_t n = cluster % per_block, bits = UINT64_C(1) << i->order;
-
-    if (i->order == 6) {
-        bytes_put_be64(block + 8 * n, bytes_get_be64(block + 8 * n) + (uint64_t)add);
-    } else if (i->order == 5) {
-        bytes_put_be32(block + 4 * n, bytes_get_be32(block + 4 * n) + (uint32_t)add);
-    } else if (i->order == 4) {
-        bytes_put_be16(block + 2 * n, (uint16_t)(bytes_get_be16(block + 2 * n) + add));
-    } else {
-        uint64_t mask = (UINT64_C(1) << bits) - 1, shift = n * bits % 8;
-        uint64_t old = block[n * bits / 8] >> shift & mask;
-        uint64_t new = (old + (uint64_t)add) & mask;
-
-        block[n * bits / 8] = (uint8_t)((block[n * bits / 8] & ~(mask << shift)) | new << shift);
-    }
-}
-
-enum {
-    EXACT = 1,    /* our figures are qemu-img's */
-    REPAIRED = 2, /* qemu-img finds nothing after our repair */
-    CONTENT = 4,  /* and reads what was there before the damage */
-    ALL = 7,
-    SHARES = 8, /* but a cluster has two users, which one bit of refcount cannot say */
-};
-
-struct poke {
-    const char *name;
-    bool (*poke)(struct image *i); /* false: this image has not what it takes */
-    unsigned expect;
-};
-
-static bool poke_nothing(struct image *i)
-{
-    (void)i;
-    return true;
-}
-
-static bool poke_raise(struct image *i)
-{
-    uint64_t e = data_entry(i, 0);
-
-    if (i->order == 0 || e == 0)
-        return false;
-    add_refcount(i, get(i, e) & QCOW2_OFFSET_MASK, 1);
-    return true;
-}
-
-static bool poke_raise_free(struct image *i)
-{
-    uint64_t cluster_size = UINT64_C(1) << i->cluster_bits;
-
-    i->bytes = realloc(i->bytes, i->len + 3 * cluster_size);
-    memset(i->bytes + i->len, 0xaa, 3 * cluster_size);
-    i->len = (i->len + 3 * cluster_size) & ~(cluster_size - 1);
-    add_refcount(i, i->len - cluster_size, 1);
-    return true;
-}
-
-static bool poke_lower(struct image *i)
-{
-    uint64_t e = data_entry(i, 2);
-
-    if (e)
-        add_refcount(i, get(i, e) & QCOW2_OFFSET_MASK, -1);
-    return e;
-}
-
-static bool poke_lower_l2(struct image *i)
-{
-    add_refcount(i, get(i, i->l1) & QCOW2_OFFSET_MASK, -1);
-    return true;
-}
-
-static bool poke_lower_header(struct image *i)
-{
-    add_refcount(i, 0, -1);
-    return true;
-}
-
-static bool poke_copied(struct image *i)
-{
-    uint64_t e = data_entry(i, 1);
-
-    if (e)
-        put(i, e, get(i, e) ^ QCOW2_OFLAG_COPIED);
-    return e;
-}
-
-static bool poke_copied_l1(struct image *i)
-{
-    put(i, i->l1, get(i, i->l1) ^ QCOW2_OFLAG_COPIED);
-    return true;
-}
-
-static bool poke_lose_entry(struct image *i)
-{
-    uint64_t e = data_entry(i, 0);
-
-    if (e)
-        put(i, e, 0);
-    if (e && i->extl2)
-        put(i, e + 8, 0);
-    return e;
-}
-
-static bool poke_lose_table(struct image *i)
-{
-    put(i, i->l1, 0);
-    return true;
-}
-
-static bool poke_share(struct image *i)
-{
-    uint64_t a = data_entry(i, 0), b = data_entry(i, 1);
-
-    if (!a || !b)
-        return false;
-    put(i, a, get(i, b));
-    return true;
-}
-
-static bool point_at(struct image *i, uint64_t host_off)
-{
-    uint64_t e = data_entry(i, 0);
-
-    if (e)
-        put(i, e, host_off | QCOW2_OFLAG_COPIED);
-    return e;
-}
-
-static bool poke_at_l1(struct image *i)
-{
-    return point_at(i, i->l1);
-}
-
-static bool poke_at_l2(struct image *i)
-{
-    return point_at(i, get(i, i->l1) & QCOW2_OFFSET_MASK);
-}
-
-static bool poke_at_reftable(struct image *i)
-{
-    return point_at(i, i->reftable);
-}
-
-static bool poke_at_refblock(struct image *i)
-{
-    return point_at(i, get(i, i->reftable));
-}
-
-static bool poke_past_end(struct image *i)
-{
-    return point_at(i, UINT64_C(1) << 40);
-}
-
-static bool poke_at_end(struct image *i)
-{
-    uint64_t cluster_size = UINT64_C(1) << i->cluster_bits;
-
-    return point_at(i, (i->len + cluster_size - 1) & ~(cluster_size - 1));
-}
-
-static bool poke_unaligned(struct image *i)
-{
-    uint64_t e = data_entry(i, 0);
-
-    if (!e || i->cluster_bits == 9)
-        return false;
-    put(i, e, get(i, e) + 512);
-    return true;
-}
-
-static bool poke_reserved(struct image *i)
-{
-    uint64_t e = data_entry(i, 0);
-
-    if (e)
-        put(i, e, get(i, e) | UINT64_C(1) << 58);
-    return e;
-}
-
-static bool poke_reserved_l1(struct image *i)
-{
-    put(i, i->l1, get(i, i->l1) | UINT64_C(1) << 57);
-    return true;
-}
-
-static bool poke_compressed_copied(struct image *i)
-{
-    uint64_t e = compressed_entry(i);
-
-    if (e)
-        put(i, e, get(i, e) | QCOW2_OFLAG_COPIED);
-    return e;
-}
-
-static bool poke_compressed_past(struct image *i)
-{
-    uint64_t e = compressed_entry(i);
-
-    if (e)
-        put(i, e, get(i, e) | UINT64_C(1) << 35);
-    return e;
-}
-
-static bool poke_subclusters(struct image *i)
-{
-    uint64_t e = data_entry(i, 0);
-
-    if (!e || !i->extl2)
-        return false;
-    put(i, e + 8, UINT64_MAX);
-    return true;
-}
-
-static bool poke_subclusters_unallocated(struct image *i)
-{
-    uint64_t e = data_entry(i, 0);
-
-    if (!e || !i->extl2)
-        return false;
-    put(i, e, 0);
-    return true;
-}
-
-static bool poke_refblock_gone(struct image *i)
-{
-    put(i, i->reftable, 0);
-    return true;
-}
-
-static bool poke_refblock_unaligned(struct image *i)
-{
-    if (i->cluster_bits == 9)
-        return false;
-    put(i, i->reftable, get(i, i->reftable) + 512);
-    return true;
-}
-
-static bool poke_refblock_reserved(struct image *i)
-{
-    put(i, i->reftable, get(i, i->reftable) | 1);
-    return true;
-}
-
-static bool poke_refblock_past(struct image *i)
-{
-    put(i, i->reftable, UINT64_C(1) << 40);
-    return true;
-}
-
-static bool poke_refblock_is_l2(struct image *i)
-{
-    put(i, i->reftable, get(i, i->l1) & QCOW2_OFFSET_MASK);
-    return true;
-}
-
-static bool poke_refblock_twice(struct image *i)
-{
-    put(i, i->reftable + 8, get(i, i->reftable));
-    return true;
-}
-
-static bool poke_refblock_zeroed(struct image *i)
-{
-    memset(i->bytes + get(i, i->reftable), 0, (size_t)1 << i->cluster_bits);
-    return true;
-}
-
-static bool poke_refblock_noise(struct image *i)
-{
-    memset(i->bytes + get(i, i->reftable), 0xa5, (size_t)1 << i->cluster_bits);
-    return true;
-}
-
-static bool poke_dirty(struct image *i)
-{
-    if (bytes_get_be32(i->bytes + QCOW2_HDR_VERSION) < 3)
-        return false;
-    put(i, QCOW2_HDR_INCOMPATIBLE_FEATURES,
-        get(i, QCOW2_HDR_INCOMPATIBLE_FEATURES) | QCOW2_INCOMPAT_DIRTY);
-    return poke_raise(i) && poke_refblock_zeroed(i);
-}
-
-static bool poke_corrupt_bit(struct image *i)
-{
-    if (bytes_get_be32(i->bytes + QCOW2_HDR_VERSION) < 3)
-        return false;
-    put(i, QCOW2_HDR_INCOMPATIBLE_FEATURES,
-        get(i, QCOW2_HDR_INCOMPATIBLE_FEATURES) | QCOW2_INCOMPAT_CORRUPT);
-    return poke_copied(i);
-}
-
-static bool poke_snapshot_l2(struct image *i)
-{
-    uint64_t snapshots = get(i, QCOW2_HDR_SNAPSHOTS_OFFSET);
-    uint64_t l1;
-
-    if (bytes_get_be32(i->bytes + QCOW2_HDR_NB_SNAPSHOTS) == 0)
-        return false;
-    l1 = get(i, snapshots);
-    put(i, l1, 0);
-    return true;
-}
-
-static bool poke_snapshots_gone(struct image *i)
-{
-    if (bytes_get_be32(i->bytes + QCOW2_HDR_NB_SNAPSHOTS) == 0)
-        return false;
-    bytes_put_be32(i->bytes + QCOW2_HDR_NB_SNAPSHOTS, 0);
-    return true;
-}
-
-static bool poke_bitmaps_gone(struct image *i)
-{
-    if (bytes_get_be32(i->bytes + QCOW2_HDR_VERSION) < 3 ||
-        !(get(i, QCOW2_HDR_AUTOCLEAR_FEATURES) & QCOW2_AUTOCLEAR_BITMAPS))
-        return false;
-    put(i, QCOW2_HDR_AUTOCLEAR_FEATURES, 0);
-    return true;
-}
-
-static const struct poke pokes[] = {
-    {"nothing", poke_nothing, ALL},
-    {"refcount raised", poke_raise, ALL},
-    {"free cluster with refcount", poke_raise_free, ALL},
-    {"refcount lowered", poke_lower, ALL},
-    {"refcount of L2 table lowered", poke_lower_l2, ALL},
-    {"refcount of header lowered", poke_lower_header, ALL},
-    {"copied bit of L2 entry flipped", poke_copied, ALL},
-    {"copied bit of L1 entry flipped", poke_copied_l1, ALL},
-    {"L2 entry lost", poke_lose_entry, EXACT | REPAIRED},
-    {"L1 entry lost", poke_lose_table, EXACT | REPAIRED},
-    {"cluster shared by two entries", poke_share, EXACT | REPAIRED | SHARES},
-    {"data at the L1 table", poke_at_l1, EXACT | REPAIRED | SHARES},
-    {"data at an L2 table", poke_at_l2, EXACT | REPAIRED | SHARES},
-    {"data at the refcount table", poke_at_reftable, EXACT | REPAIRED | SHARES},
-    {"data at a refcount block", poke_at_refblock, EXACT | REPAIRED | SHARES},
-    {"data far past the end", poke_past_end, EXACT},
-    {"data at the end", poke_at_end, EXACT},
-    {"data unaligned", poke_unaligned, EXACT},
-    {"reserved bit of L2 entry", poke_reserved, EXACT},
-    {"reserved bit of L1 entry", poke_reserved_l1, EXACT},
-    {"copied bit on compressed cluster", poke_compressed_copied, EXACT},
-    {"compressed cluster past the end", poke_compressed_past, EXACT},
-    {"subclusters both data and zero", poke_subclusters, EXACT},
-    {"subclusters without cluster", poke_subclusters_unallocated, EXACT},
-    {"refcount block missing", poke_refblock_gone, ALL},
-    {"refcount block unaligned", poke_refblock_unaligned, ALL},
-    {"reserved bit of refcount table entry", poke_refblock_reserved, ALL},
-    {"refcount block past the end", poke_refblock_past, ALL},
-    {"refcount block that is an L2 table", poke_refblock_is_l2, ALL | SHARES},
-    {"refcount block used twice", poke_refblock_twice, ALL | SHARES},
-    {"refcount block all zeros", poke_refblock_zeroed, ALL},
-    {"refcount block full of noise", poke_refblock_noise, ALL},
-    {"dirty bit and stale refcounts", poke_dirty, ALL},
-    {"corrupt bit", poke_corrupt_bit, ALL},
-    {"L1 entry of snapshot lost", poke_snapshot_l2, EXACT | REPAIRED},
-    {"snapshots forgotten", poke_snapshots_gone, ALL},
-    {"bitmaps forgotten", poke_bitmaps_gone, ALL},
-};
-#define NR_POKES (sizeof(pokes) / sizeof(pokes[0]))
-
 /* -- Tests ------------------------------------------------------------------------------------- */
 
 static void repair_and_compare(const char *what, const struct poke *poke)
@@ -675,10 +232,252 @@ static void test_damage(void **state)
     assert_int_equal(failures, 0);
 }
 
+/* -- At random --------------------------------------------------------------------------------- */
+
+static uint64_t rng;
+
+static uint64_t random_below(uint64_t n)
+{
+    rng ^= rng << 13;
+    rng ^= rng >> 7;
+    rng ^= rng << 17;
+    return rng % n;
+}
+
+/* An entry of the tables that matter, anywhere in them. */
+static uint64_t random_entry(const struct image *i)
+{
+    uint64_t cluster_size = UINT64_C(1) << i->cluster_bits;
+    uint64_t near_start = random_below(cluster_size < 1024 ? cluster_size / 8 : 128) * 8;
+    uint64_t l1e = i->l1 + random_below(bytes_get_be32(i->bytes + QCOW2_HDR_L1_SIZE)) * 8;
+    uint64_t l2 = get(i, l1e) & QCOW2_OFFSET_MASK;
+
+    switch (random_below(6)) {
+    case 0:
+        return l1e;
+    case 1:
+        return i->reftable + random_below(4) * 8;
+    case 2:
+        return get(i, i->reftable) + near_start;
+    default:
+        return l2 + cluster_size <= i->len && l2 != 0 ? l2 + near_start : l1e;
+    }
+}
+
+/* A value for it: another entry's, another cluster's, or itself with a bit that matters flipped. */
+static uint64_t random_value(const struct image *i, uint64_t old)
+{
+    uint64_t nr = (i->len >> i->cluster_bits) + 2, other = random_entry(i);
+
+    switch (random_below(6)) {
+    case 0:
+        return other + 8 <= i->len ? get(i, other) : 0;
+    case 1:
+        return random_below(nr) << i->cluster_bits;
+    case 2:
+        return random_below(nr) << i->cluster_bits | QCOW2_OFLAG_COPIED;
+    case 3:
+        return old ^ QCOW2_OFLAG_COPIED;
+    case 4:
+        return old ^ UINT64_C(1) << (9 + random_below(12));
+    default:
+        return old ^ UINT64_C(1) << random_below(64);
+    }
+}
+
+/*
+ * Where we differ from qemu-img, with intent: it takes an L1 entry without an L2 table for one at
+ * offset 0, and walks L2 tables that begin inside a cluster.
+ */
+static bool comparable(const struct image *i)
+{
+    uint64_t nr = bytes_get_be32(i->bytes + QCOW2_HDR_L1_SIZE);
+
+    for (uint64_t n = 0; n < nr; n++) {
+        uint64_t entry = get(i, i->l1 + n * 8), host_off = entry & QCOW2_OFFSET_MASK;
+
+        if (entry != 0 && (host_off == 0 || host_off & ((UINT64_C(1) << i->cluster_bits) - 1)))
+            return false;
+    }
+    return true;
+}
+
+static void random_damage(struct image *i)
+{
+    for (uint64_t n = 1 + random_below(4); n > 0; n--) {
+        uint64_t at = random_entry(i);
+
+        if (at + 8 <= i->len)
+            put(i, at, random_value(i, get(i, at)));
+    }
+}
+
+/* The repair leaves what qemu-img also finds, and nothing else. */
+static void random_round(const struct shape *shape, uint64_t seed)
+{
+    struct poke poke = {.name = "at random", .expect = 0};
+    struct image image;
+    char what[256];
+
+    rng = (seed + 1) * UINT64_C(0x9e3779b97f4a7c15);
+    snprintf(what, sizeof(what), "%s: seed %" PRIu64, shape->name, seed);
+    image_load(&image, "i");
+    random_damage(&image);
+    image_save(&image, "x");
+    image_save(&image, "damaged");
+    if (comparable(&image)) {
+        poke.expect = EXACT;
+        assert_same(what, "x");
+    }
+    repair_and_compare(what, &poke);
+    free(image.bytes);
+}
+
+static void test_random_damage(void **state)
+{
+    const char *rounds = getenv("CAIRN_CHECK_ROUNDS"); /* per shape; more by hand */
+    uint64_t nr = rounds ? strtoull(rounds, NULL, 10) : 6;
+
+    (void)state;
+    failures = 0;
+    for (size_t s = 0; s < NR_SHAPES; s++) {
+        make(&shapes[s]);
+        for (uint64_t seed = 0; seed < nr; seed++)
+            random_round(&shapes[s], seed * NR_SHAPES + s);
+    }
+    assert_int_equal(failures, 0);
+}
+
+/* -- Interrupted ------------------------------------------------------------------------------- */
+
+/* Everything fails from one operation that changes the file on, as after a crash. */
+struct crash {
+    unsigned after, seen;
+};
+
+static int crash_before(void *ctx, const struct hostfile_event *event)
+{
+    struct crash *crash = ctx;
+
+    if (event->op == HOSTFILE_READ)
+        return 0;
+    return crash->seen++ >= crash->after ? EIO : 0;
+}
+
+/* Repair x, which crashes after some operations; true: it came to its end. */
+static bool repair_crashing(unsigned after)
+{
+    struct crash crash = {.after = after};
+    const struct hostfile_hook hook = {.before = crash_before, .ctx = &crash};
+    CLEANUP(source_free_p) struct source *src = NULL;
+    CLEANUP(qcow2_check_free_p) struct qcow2_check *c = NULL;
+    struct hostfile host;
+    int r;
+
+    assert_int_equal(source_open_file("x", "x", &src, NULL), CAIRN_OK);
+    assert_int_equal(qcow2_check_new(src, NULL, &c, NULL), CAIRN_OK);
+    assert_int_equal(hostfile_init(&host, open("x", O_RDWR | O_CLOEXEC), "x", NULL), CAIRN_OK);
+    host.hook = &hook;
+    r = qcow2_repair(c, &host, QCOW2_REPAIR_ALL, NULL);
+    hostfile_release(&host);
+    return r == CAIRN_OK;
+}
+
+static void crash_everywhere(const struct shape *shape, const struct poke *poke)
+{
+    struct qcow2_check_result r;
+    struct image damaged;
+    bool ended = false;
+
+    image_load(&damaged, "i");
+    if (poke->poke(&damaged))
+        for (unsigned after = 0; !ended; after++) {
+            image_save(&damaged, "x");
+            ended = repair_crashing(after);
+            assert_int_equal(check("x", QCOW2_REPAIR_ALL, &r, NULL), CAIRN_OK);
+            assert_int_equal(check("x", QCOW2_REPAIR_NONE, &r, NULL), CAIRN_OK);
+            if (r.corruptions || r.leaks || r.check_errors || r.overlaps || r.marked_corrupt)
+                fail_msg("%s: %s: not repaired after a crash at %u", shape->name, poke->name,
+                         after);
+            if (after % 8 == 0)
+                sh("qemu-img compare -f qcow2 -F qcow2 i x");
+        }
+    free(damaged.bytes);
+}
+
+static void test_interrupted_repair_can_be_repeated(void **state)
+{
+    static const unsigned some[] = {3, 7, 12};
+
+    (void)state;
+    for (size_t s = 0; s < sizeof(some) / sizeof(some[0]); s++) {
+        make(&shapes[some[s]]);
+        for (size_t p = 0; p < NR_POKES; p++)
+            if ((pokes[p].expect & (ALL | SHARES)) == ALL)
+                crash_everywhere(&shapes[some[s]], &pokes[p]);
+    }
+}
+
+/* -- Hostile sizes ----------------------------------------------------------------------------- */
+
+/* 60 snapshots with one L1 table, whose entries all name one L2 table: looked at once. */
+static void test_shared_tables_are_walked_once(void **state)
+{
+    struct qcow2_check_result r;
+    struct image image;
+    uint64_t snapshots, l1, l2;
+
+    (void)state;
+    sh("rm -f i; qemu-img create -f qcow2 -o cluster_size=64k i 8T && qemu-io -c 'write 0 64k' i "
+       "&& "
+       "for n in $(seq 60); do qemu-img snapshot -c $n i; done");
+    image_load(&image, "i");
+    snapshots = get(&image, QCOW2_HDR_SNAPSHOTS_OFFSET);
+    l1 = get(&image, snapshots);
+    l2 = get(&image, l1);
+    for (unsigned e = 0; e < bytes_get_be32(image.bytes + snapshots + 8); e++)
+        put(&image, l1 + 8 * e, l2);
+    image_save(&image, "x");
+    free(image.bytes);
+    assert_int_equal(check("x", QCOW2_REPAIR_NONE, &r, NULL), CAIRN_OK);
+    assert_true(r.corruptions > 0);
+}
+
+/* Terabytes of nothing cost nothing. */
+static void test_sparse_file(void **state)
+{
+    struct qcow2_check_result r;
+
+    (void)state;
+    sh("rm -f i; qemu-img create -f qcow2 i 64M && qemu-io -c 'write 0 64k' i && truncate -s 8T i");
+    assert_int_equal(check("i", QCOW2_REPAIR_NONE, &r, NULL), CAIRN_OK);
+    assert_int_equal(r.corruptions + r.leaks + r.check_errors, 0);
+}
+
+static void test_refuses_unknown_features(void **state)
+{
+    struct qcow2_check_result r;
+    struct cairn_error err;
+    struct image image;
+
+    (void)state;
+    sh("rm -f i; qemu-img create -f qcow2 i 64M");
+    image_load(&image, "i");
+    put(&image, QCOW2_HDR_INCOMPATIBLE_FEATURES, UINT64_C(1) << 44);
+    image_save(&image, "x");
+    free(image.bytes);
+    assert_int_equal(check("x", QCOW2_REPAIR_NONE, &r, &err), CAIRN_E_UNSUPPORTED);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_interrupted_repair_can_be_repeated),
+        cmocka_unit_test(test_shared_tables_are_walked_once),
+        cmocka_unit_test(test_sparse_file),
+        cmocka_unit_test(test_refuses_unknown_features),
+        cmocka_unit_test(test_random_damage),
     };
 
     return cmocka_run_group_tests(tests, qemu_setup, qemu_teardown);
