@@ -366,10 +366,12 @@ int nbdkit_wait_ended(struct nbdkit *n, bool stop, struct cairn_error *err)
         stop |= turn(n, -1, 1000, true);
     }
     drain_log(n, true);
-    if (deadline == UINT64_MAX || WIFSIGNALED(n->status))
+    if (deadline == UINT64_MAX)
         return ended_early(n, err);
-    if (read(n->closed_fd, &byte, 1) == 1)
+    if (read(n->closed_fd, &byte, 1) == 1) /* though it may have been aborted later */
         return CAIRN_OK;
+    if (WIFSIGNALED(n->status))
+        return ended_early(n, err);
     return error_set(err, CAIRN_E_IO, "the disk was not closed well: %s",
                      n->last_words[0] ? n->last_words : "nbdkit did not say why");
 }

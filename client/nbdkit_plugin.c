@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "cairn.h"
+#include "nbdkit_abort.h"
 #include "nbdkit_hangup.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -132,6 +133,22 @@ static int open_disk(struct cairn_error *err)
     return ret;
 }
 
+/* Whoever started nbdkit learns by a byte on closed-fd that the last flush succeeded. */
+static void tell_flushed(int code, const struct cairn_error *err)
+{
+    if (code != CAIRN_OK)
+        nbdkit_error("the disk's last flush failed: %s", err->message);
+    else if (closed_fd >= 0 && write(closed_fd, "\n", 1) != 1)
+        nbdkit_error("cannot write to closed-fd %d: %s", closed_fd, strerror(errno));
+}
+
+static void flush_before_abort(void)
+{
+    struct cairn_error err;
+
+    tell_flushed(cairn_disk_flush(disk, &err), &err);
+}
+
 static int plugin_after_fork(void)
 {
     struct cairn_error err;
@@ -139,28 +156,27 @@ static int plugin_after_fork(void)
 
     if (outcome(open_disk(&err), &err) != 0)
         return -1;
-    error = stop_fd >= 0 ? hangup_start(stop_fd) : 0;
+    error = abort_guard_start(flush_before_abort);
+    if (error == 0 && stop_fd >= 0)
+        error = hangup_start(stop_fd);
     if (error == 0)
         return 0;
     nbdkit_error("cannot start a thread: %s", strerror(error));
     return -1;
 }
 
-/* Whoever started nbdkit learns by a byte on closed-fd that the last flush succeeded. */
 static void plugin_cleanup(void)
 {
     struct cairn_error err;
     int ret;
 
     hangup_end();
+    abort_guard_end();
     ret = cairn_disk_close(disk, &err);
     disk = NULL;
     cairn_client_free(client);
     client = NULL;
-    if (ret != CAIRN_OK)
-        nbdkit_error("the disk's last flush failed: %s", err.message);
-    else if (closed_fd >= 0 && write(closed_fd, "\n", 1) != 1)
-        nbdkit_error("cannot write to closed-fd %d: %s", closed_fd, strerror(errno));
+    tell_flushed(ret, &err);
 }
 
 static void plugin_unload(void)
@@ -226,6 +242,10 @@ static int changed(int code, uint32_t flags, struct cairn_error *err)
 {
     if (code == CAIRN_OK && flags & NBDKIT_FLAG_FUA)
         code = cairn_disk_flush(disk, err);
+    if (code == CAIRN_OK && abort_guard_tripped()) { /* the last flush may have been before */
+        nbdkit_set_error(ESHUTDOWN);
+        return -1;
+    }
     return outcome(code, err);
 }
 

@@ -526,6 +526,22 @@ class Snapshots(Case):
         self.assertIn(b"attach.pid", said)
         self.assertEqual(victim.read_text(), "precious")
 
+    def test_what_was_written_survives_an_abort_of_nbdkit(self):
+        """A client that goes with many answers on their way makes nbdkit 1.32 abort."""
+        self.push_base()
+        disk = self.attach_disk("vm:v1")
+        writer, reader = NbdClient(disk.socket), NbdClient(disk.socket)
+        writer.write(0, b"x" * BLOCK)
+        for handle in range(64):
+            reader.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, handle, 0, 4 * MIB))
+        reader.socket.recv(1)
+        reader.close()
+        disk.popen.send_signal(signal.SIGTERM)
+        disk.wait(code=None)
+        writer.close()
+        disk = self.attach_disk()
+        self.assertEqual(self.read_disk(disk)[:BLOCK], b"x" * BLOCK)
+
     def test_attach_ends_with_clients_connected(self):
         self.push_base()
         disk = self.attach_disk("vm:v1")
