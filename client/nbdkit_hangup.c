@@ -2,7 +2,9 @@
 /*
  * nbdkit does not tell plugins the sockets of its clients, but they are the sockets of this process
  * that have the name of a listening one.  A thread waits for the signal to stop, and then hangs up
- * again and again, for a client may be just on its way in.
+ * again and again, for a client may be just on its way in.  At first clients have time to take the
+ * answers that are on their way; from one that does not take them it hangs up altogether, or nbdkit
+ * would wait for it for ever.
  */
 #include "nbdkit_hangup.h"
 
@@ -22,7 +24,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define AGAIN_MS 50
+#define AGAIN_MS    50
+#define PATIENCE_MS 10000
 
 static pthread_t thread;
 static bool started;
@@ -43,7 +46,7 @@ static bool is_client(int fd)
            getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &listening_len) == 0 && !listening;
 }
 
-static void hang_up(void)
+static void hang_up(int how)
 {
     DIR *dir = opendir("/proc/self/fd");
     struct dirent *de;
@@ -52,7 +55,7 @@ static void hang_up(void)
         int fd = atoi(de->d_name);
 
         if (de->d_name[0] != '.' && is_client(fd))
-            shutdown(fd, SHUT_RD);
+            shutdown(fd, how);
     }
     if (dir)
         closedir(dir);
@@ -67,9 +70,9 @@ static void *run(void *arg)
 
     (void)arg;
     poll(fds, 2, -1);
-    while (!fds[0].revents) {
+    for (unsigned waited_ms = 0; !fds[0].revents; waited_ms += AGAIN_MS) {
         nbdkit_shutdown();
-        hang_up();
+        hang_up(waited_ms < PATIENCE_MS ? SHUT_RD : SHUT_RDWR);
         poll(fds, 1, AGAIN_MS);
     }
     return NULL;

@@ -8,8 +8,9 @@
 
 /*
  * From here on, when the other end of the pipe stop_fd is closed, or writes, nbdkit is told to end
- * and connections over Unix sockets are hung up on: requests in flight are answered, no more are
- * read.  0, or an errno.
+ * and connections over Unix sockets are hung up on: no more requests are read, and
+ * those in flight are answered, if the client takes the answers within ten seconds.  0, or an
+ * errno.
  */
 int hangup_start(int stop_fd);
 /* Before the plugin is unloaded. */

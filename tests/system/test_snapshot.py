@@ -526,6 +526,19 @@ class Snapshots(Case):
         self.assertIn(b"attach.pid", said)
         self.assertEqual(victim.read_text(), "precious")
 
+    def test_attach_ends_though_a_client_does_not_take_its_answers(self):
+        self.push_base()
+        disk = self.attach_disk("vm:v1")
+        client = NbdClient(disk.socket)
+        client.write(0, b"x" * BLOCK)
+        for handle in range(64):
+            client.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, handle, 0, 4 * MIB))
+        client.socket.recv(1)
+        disk.stop()
+        client.socket.close()
+        disk = self.attach_disk()
+        self.assertEqual(self.read_disk(disk)[:BLOCK], b"x" * BLOCK)
+
     def test_what_was_written_survives_an_abort_of_nbdkit(self):
         """A client that goes with many answers on their way makes nbdkit 1.32 abort."""
         self.push_base()
