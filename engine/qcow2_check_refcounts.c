@@ -71,11 +71,10 @@ static void broken_block(struct qcow2_check *c, uint64_t i, uint64_t host_off, c
                 why);
 }
 
-/* Asked before the reference is counted: a refcount of one bit cannot say it afterwards. */
-static void not_alone(struct qcow2_check *c, uint64_t host_off)
+/* To be asked before the reference is counted: a refcount of one bit cannot say it afterwards. */
+static bool is_used(const struct qcow2_check *c, uint64_t host_off)
 {
-    if (cluster_counts_get(&c->counts, host_off >> c->hdr.cluster_bits) > 0)
-        c->needs_rebuild = true;
+    return cluster_counts_get(&c->counts, host_off >> c->hdr.cluster_bits) > 0;
 }
 
 static int refer_to_block(struct qcow2_check *c, uint64_t i, struct cairn_error *err)
@@ -97,7 +96,7 @@ static int refer_to_block(struct qcow2_check *c, uint64_t i, struct cairn_error 
     }
     if (host_off == 0)
         return CAIRN_OK;
-    not_alone(c, host_off);
+    c->needs_rebuild |= is_used(c, host_off);
     r = check_refer(c, host_off, c->cluster_size, 1, CLUSTER_REFBLOCK, QCOW2_CHECK_NO_OFFSET, err);
     if (r == CAIRN_OK && cluster_counts_get(&c->counts, host_off >> c->hdr.cluster_bits) != 1)
         broken_block(c, i, host_off, "is something else, too");
@@ -147,7 +146,7 @@ int check_refcount_structure(struct qcow2_check *c, struct cairn_error *err)
         return CAIRN_OK;
     }
     for (uint64_t done = 0; done < len; done += c->cluster_size)
-        not_alone(c, c->hdr.refcount_table_offset + done);
+        c->reftable_shared |= is_used(c, c->hdr.refcount_table_offset + done);
     r = check_refer(c, c->hdr.refcount_table_offset, len, 1, CLUSTER_REFTABLE,
                     QCOW2_CHECK_NO_OFFSET, err);
     if (r == CAIRN_OK)

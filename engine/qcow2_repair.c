@@ -29,13 +29,14 @@
 #include "qcow2_check_internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 
 #include "bytes.h"
 
 struct repair {
     struct hostfile *file;
     enum qcow2_repair_mode mode;
-    bool refcounts_wrong; /* and staying so: nothing may be derived from them */
+    bool keep_copied; /* refcounts stay wrong, or an L2 table may be the refcount table */
     bool changed;
 };
 
@@ -91,21 +92,26 @@ static int find_missing_block(struct qcow2_check *c, struct refblock *block, voi
     return CAIRN_OK;
 }
 
+static bool may_rebuild(const struct qcow2_check *c, const struct repair *repair)
+{
+    return repair->mode == QCOW2_REPAIR_ALL && !c->incomplete && !c->overflow;
+}
+
 static int repair_refcounts(struct qcow2_check *c, struct repair *repair, struct cairn_error *err)
 {
-    bool rebuild = c->needs_rebuild;
-    int r = check_each_refblock(c, find_missing_block, &rebuild, err);
+    bool missing = false, done = false;
+    int r = CAIRN_OK;
 
-    if (r != CAIRN_OK)
+    if (repair->mode == QCOW2_REPAIR_ALL)
+        r = check_each_refblock(c, find_missing_block, &missing, err);
+    if (r == CAIRN_OK && (c->needs_rebuild || c->reftable_shared || missing) &&
+        may_rebuild(c, repair))
+        r = qcow2_rebuild_refcounts(c, repair->file, &done, err);
+    if (r != CAIRN_OK || done)
         return r;
-    if (rebuild) {
-        bool done = false;
-
-        if (repair->mode == QCOW2_REPAIR_ALL && !c->incomplete && !c->overflow)
-            r = qcow2_rebuild_refcounts(c, repair->file, &done, err);
-        repair->refcounts_wrong = !done;
-        return r;
-    }
+    repair->keep_copied = c->needs_rebuild || c->reftable_shared || missing;
+    if (c->needs_rebuild || missing)
+        return CAIRN_OK;
     r = check_each_refblock(c, fix_block, repair, err);
     if (r == CAIRN_OK && repair->changed)
         r = hostfile_sync(repair->file, err);
@@ -125,20 +131,28 @@ static bool may_write(const struct qcow2_check *c, const struct wrong_copied *w)
            w->host_off < round_up(c->src->size, c->cluster_size);
 }
 
-/* Lowering a refcount to 1 makes its copied bit wrong: that is why leaks need this as well. */
+/*
+ * Lowering a refcount to 1 makes its copied bit wrong: that is why leaks need this as well.  The
+ * bit is set only where 1 is also what was counted; to clear it is always safe, but with leaks it
+ * is done only where it should be clear.
+ */
+static bool should_fix(const struct qcow2_check *c, const struct repair *repair,
+                       const struct wrong_copied *w)
+{
+    uint64_t cluster = (w->entry & QCOW2_OFFSET_MASK) >> c->hdr.cluster_bits;
+    bool elsewhere = c->data_file && !w->l1; /* in a data file every cluster counts as one's own */
+    bool own = elsewhere || cluster_counts_get(&c->counts, cluster) == 1;
+
+    return w->fixed & QCOW2_OFLAG_COPIED ? own : !own || repair->mode == QCOW2_REPAIR_ALL;
+}
+
 static int fix_copied(struct qcow2_check *c, const struct wrong_copied *w, void *arg,
                       struct cairn_error *err)
 {
     struct repair *repair = arg;
     uint8_t bytes[sizeof(w->fixed)];
 
-    if (repair->mode == QCOW2_REPAIR_LEAKS && !(w->fixed & QCOW2_OFLAG_COPIED))
-        return CAIRN_OK;
-    if (!may_write(c, w))
-        return CAIRN_OK;
-    /* Set it only where 1 is also what was counted. */
-    if (w->fixed & QCOW2_OFLAG_COPIED && (w->l1 || !c->data_file) &&
-        cluster_counts_get(&c->counts, (w->entry & QCOW2_OFFSET_MASK) >> c->hdr.cluster_bits) != 1)
+    if (!may_write(c, w) || !should_fix(c, repair, w))
         return CAIRN_OK;
     repair->changed = true;
     bytes_put_be64(bytes, w->fixed);
@@ -192,7 +206,7 @@ static int clear_complaints(const struct qcow2_check *c, struct hostfile *file,
 
     if (!(features & complaints))
         return CAIRN_OK;
-    fd = dup(file->fd);
+    fd = fcntl(file->fd, F_DUPFD_CLOEXEC, 0); /* the source closes its descriptor */
     if (fd < 0)
         return error_set_errno(err, errno, "%s: cannot duplicate its descriptor", file->name);
     r = source_from_fd(fd, file->name, &src, err);
@@ -219,7 +233,7 @@ int qcow2_repair(struct qcow2_check *c, struct hostfile *file, enum qcow2_repair
     r = wrong ? clear_unknown_autoclear(c, file, err) : CAIRN_OK;
     if (r == CAIRN_OK && wrong)
         r = repair_refcounts(c, &repair, err);
-    if (r == CAIRN_OK && wrong && !repair.refcounts_wrong)
+    if (r == CAIRN_OK && wrong && !repair.keep_copied)
         r = repair_copied(c, &repair, err);
     if (r == CAIRN_OK)
         r = clear_complaints(c, file, err);
