@@ -89,6 +89,9 @@ bool cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_co
 int cli_client_new(const struct cli_common *common, struct cairn_client **ret_client,
                    struct cairn_error *err);
 
+/* The same progress bar and signals for what needs no service. */
+cairn_progress_fn cli_progress(const struct cli_common *common, void **ret_ctx);
+
 /* Take the progress bar away, before anything else is printed. */
 void cli_progress_end(void);
 

@@ -109,6 +109,8 @@ int cli_image_check(int argc, char **argv)
     enum cairn_repair repair;
     struct cairn_error err;
     char escaped[CLI_ESCAPE_MAX];
+    cairn_progress_fn progress;
+    void *progress_ctx;
     char *text;
     int ret;
 
@@ -117,8 +119,12 @@ int cli_image_check(int argc, char **argv)
     if (!parse_repair(repair_text, &repair))
         return cli_usage(spec.name, "--repair is leaks or all, not %s",
                          cli_escape(repair_text, escaped));
-    if (cairn_image_check(common.operands[0], format, repair, NULL, NULL, &text, &err) != CAIRN_OK)
+    progress = cli_progress(&common, &progress_ctx);
+    ret =
+        cairn_image_check(common.operands[0], format, repair, progress, progress_ctx, &text, &err);
+    if (ret != CAIRN_OK)
         return cli_fail(&err);
+    cli_progress_end();
     ret = show(text, as_json);
     free(text);
     return ret;

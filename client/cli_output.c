@@ -171,20 +171,26 @@ static void on_signal(int signal_nr)
     cancelled = 1;
 }
 
-int cli_client_new(const struct cli_common *common, struct cairn_client **ret_client,
-                   struct cairn_error *err)
+cairn_progress_fn cli_progress(const struct cli_common *common, void **ret_ctx)
 {
     static bool visible;
     const struct sigaction action = {.sa_handler = on_signal,
                                      .sa_flags = SA_RESTART | (int)SA_RESETHAND};
-    struct cairn_client_options options = CAIRN_CLIENT_OPTIONS_INIT;
 
     visible = !common->quiet && isatty(STDERR_FILENO);
-    options.server = common->server;
-    options.progress = on_progress;
-    options.progress_ctx = &visible;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    *ret_ctx = &visible;
+    return on_progress;
+}
+
+int cli_client_new(const struct cli_common *common, struct cairn_client **ret_client,
+                   struct cairn_error *err)
+{
+    struct cairn_client_options options = CAIRN_CLIENT_OPTIONS_INIT;
+
+    options.server = common->server;
+    options.progress = cli_progress(common, &options.progress_ctx);
     return cairn_client_new(&options, ret_client, err);
 }
 
