@@ -320,6 +320,15 @@ static void leave_server(int fd)
     }
 }
 
+/* Is it this process that listens where fd is connected to? */
+static bool listens(pid_t pid, int fd)
+{
+    struct ucred peer;
+    socklen_t len = sizeof(peer);
+
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && peer.pid == pid;
+}
+
 /* Has the server greeted on fd?  Any bytes that it sends first are its greeting. */
 static bool greeted(int fd)
 {
@@ -336,6 +345,8 @@ int nbdkit_wait_ready(struct nbdkit *n, const struct nbdkit_params *params, stru
     while (n->pid && now_ms() < deadline) {
         if (fd < 0)
             fd = connect_socket(params->socket);
+        if (fd >= 0 && !listens(n->pid, fd)) /* another one was faster; ours is about to say so */
+            close(steal_fd(&fd));
         if (fd >= 0 && greeted(fd)) {
             leave_server(fd);
             return CAIRN_OK;

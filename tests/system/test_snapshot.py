@@ -506,6 +506,18 @@ class Snapshots(Case):
         process.terminate()
         self.assertEqual(process.wait(60), 0)
 
+    def test_answer_of_another_server_is_not_taken_for_ours(self):
+        """Two attach to one socket at a time, and the other one is faster."""
+        self.push_base()
+        fake = self.folder("bin") / "nbdkit"
+        fake.write_text(f'#!/bin/sh\n/usr/bin/env PATH="{os.environ["PATH"]}" nbdkit '
+                        f'-P "{self.tmp}/pid" --unix "$3" memory 1M\nsleep 0.5\nexit 1\n')
+        fake.chmod(0o755)
+        said = self.server.cairn("attach", "vm:v1", "--read-only", "--socket", self.tmp / "socket",
+                                 code=1, env={"PATH": f"{fake.parent}:{os.environ['PATH']}"})
+        self.assertEqual(said.stdout, b"")
+        os.kill(int((self.tmp / "pid").read_text()), signal.SIGTERM)
+
     def test_file_in_the_sockets_place_is_not_removed(self):
         self.push_base()
         victim = self.tmp / "victim"
