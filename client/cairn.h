@@ -34,8 +34,8 @@ CAIRN_API int cairn_exit_code(int code);
 /*
  * Called now and then during long operations, from one thread at a time, also while nothing but
  * waiting goes on; total_bytes may grow, and is 0 while it is not known.  It must not call the
- * library.  what names the step ("push sha256:9f2c…").  Return not 0 to cancel: the operation ends with
- * CAIRN_E_CANCELLED and can be repeated, going on where it was.
+ * library.  what names the step ("push sha256:9f2c…").  Return not 0 to cancel: the operation ends
+ * with CAIRN_E_CANCELLED and can be repeated, going on where it was.
  */
 typedef int (*cairn_progress_fn)(void *ctx, const char *what, uint64_t done_bytes,
                                  uint64_t total_bytes);
@@ -45,15 +45,18 @@ typedef int (*cairn_progress_fn)(void *ctx, const char *what, uint64_t done_byte
 struct cairn_client;
 
 struct cairn_client_options {
-    size_t struct_size; /* set by CAIRN_CLIENT_OPTIONS_INIT */
-    const char *server; /* base URL, or several separated by commas; NULL: $CAIRN_SERVER, then
-                           http://127.0.0.1:7117 */
-    const char *token;  /* NULL: $CAIRN_TOKEN, then none */
+    size_t struct_size;   /* set by CAIRN_CLIENT_OPTIONS_INIT */
+    const char *server;   /* base URL, or several separated by commas; NULL: $CAIRN_SERVER, then
+                             http://127.0.0.1:7117 */
+    const char *token;    /* NULL: $CAIRN_TOKEN, then none */
     unsigned deadline_ms; /* for one read or small request, retries included; 0: 30,000 */
     cairn_progress_fn progress; /* may be NULL */
     void *progress_ctx;
 };
-#define CAIRN_CLIENT_OPTIONS_INIT {.struct_size = sizeof(struct cairn_client_options)}
+#define CAIRN_CLIENT_OPTIONS_INIT                                                                  \
+    {                                                                                              \
+        .struct_size = sizeof(struct cairn_client_options)                                         \
+    }
 
 /* options may be NULL.  Does not connect. */
 CAIRN_API int cairn_client_new(const struct cairn_client_options *options,
@@ -204,7 +207,8 @@ CAIRN_API int cairn_folder_info(struct cairn_client *client, const char *folder,
 
 /* -- Local images, no service ------------------------------------------------------------------ */
 
-/* A new qcow2 file of the active layer's shape; backing (may be NULL) is recorded with its format. */
+/* A new qcow2 file of the active layer's shape; backing (may be NULL) is recorded with its format.
+ */
 CAIRN_API int cairn_image_create(const char *file, uint64_t virtual_size, const char *backing,
                                  const char *backing_format, struct cairn_error *err);
 /* JSON: format, header fields, features, snapshots, bitmaps, extensions. */

@@ -19,18 +19,18 @@ extern "C" {
 /* What a caller may have to tell apart; the values are part of the ABI. */
 enum cairn_code {
     CAIRN_OK = 0,
-    CAIRN_E_IO = -1,           /* reading or writing failed; sys_errno says how */
-    CAIRN_E_CORRUPT = -2,      /* data contradicts its format, its checksum or itself */
-    CAIRN_E_UNSUPPORTED = -3,  /* valid, but a feature that Cairn refuses or does not know */
-    CAIRN_E_NOT_FOUND = -4,    /* no such blob, manifest, tag, file */
-    CAIRN_E_CONFLICT = -5,     /* exists already, or changed since it was looked at */
-    CAIRN_E_LIMIT = -6,        /* larger than a stated limit */
-    CAIRN_E_CANCELLED = -7,    /* the caller asked to stop */
-    CAIRN_E_UNAVAILABLE = -8,  /* a service cannot be reached or did not answer in time */
-    CAIRN_E_USAGE = -9,        /* an argument that can never work */
-    CAIRN_E_NO_MEMORY = -10,   /* an allocation failed */
-    CAIRN_E_NO_SPACE = -11,    /* the disk or the quota is full */
-    CAIRN_E_DENIED = -12,      /* authentication or permission is missing */
+    CAIRN_E_IO = -1,          /* reading or writing failed; sys_errno says how */
+    CAIRN_E_CORRUPT = -2,     /* data contradicts its format, its checksum or itself */
+    CAIRN_E_UNSUPPORTED = -3, /* valid, but a feature that Cairn refuses or does not know */
+    CAIRN_E_NOT_FOUND = -4,   /* no such blob, manifest, tag, file */
+    CAIRN_E_CONFLICT = -5,    /* exists already, or changed since it was looked at */
+    CAIRN_E_LIMIT = -6,       /* larger than a stated limit */
+    CAIRN_E_CANCELLED = -7,   /* the caller asked to stop */
+    CAIRN_E_UNAVAILABLE = -8, /* a service cannot be reached or did not answer in time */
+    CAIRN_E_USAGE = -9,       /* an argument that can never work */
+    CAIRN_E_NO_MEMORY = -10,  /* an allocation failed */
+    CAIRN_E_NO_SPACE = -11,   /* the disk or the quota is full */
+    CAIRN_E_DENIED = -12,     /* authentication or permission is missing */
 };
 
 /* Longest message, including the terminating zero; longer ones are cut at the end. */

@@ -28,9 +28,9 @@ struct chain_reader {
     const struct index_l1 *l1;
     struct index_slices slices;
     struct chain_blobs blobs;
-    const struct digest *layers;  /* digests by ordinal, for the cluster cache and messages; NULL:
-                                     no cache, and blobs' own messages say which layer */
-    struct cluster_cache *cache;  /* may be NULL */
+    const struct digest *layers; /* digests by ordinal, for the cluster cache and messages; NULL:
+                                    no cache, and blobs' own messages say which layer */
+    struct cluster_cache *cache; /* may be NULL */
 };
 
 /*

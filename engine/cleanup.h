@@ -22,7 +22,7 @@
 
 static inline void cleanup_free(void *p)
 {
-    free(*(void **) p);
+    free(*(void **)p);
 }
 
 static inline void cleanup_close(const int *fd)

@@ -14,7 +14,7 @@
 #include "cleanup.h"
 #include "error.h"
 
-#define DIGEST_HEX_LEN 64                    /* without terminating zero */
+#define DIGEST_HEX_LEN 64                       /* without terminating zero */
 #define DIGEST_STR_MAX (7 + DIGEST_HEX_LEN + 1) /* "sha256:" + hex + zero */
 
 struct digest {

@@ -25,7 +25,7 @@ static const char *const code_names[] = {
     [-CAIRN_E_NO_SPACE] = "no-space",
     [-CAIRN_E_DENIED] = "denied",
 };
-#define NR_CODES ((int) (sizeof(code_names) / sizeof(code_names[0])))
+#define NR_CODES ((int)(sizeof(code_names) / sizeof(code_names[0])))
 
 /* A prefix leaves at least half of the room to what it stands before. */
 #define PREFIX_MAX (CAIRN_ERROR_MESSAGE_MAX / 2)
@@ -78,7 +78,7 @@ int error_set_errno(struct cairn_error *err, int sys_errno, const char *fmt, ...
         err->code = code;
         err->sys_errno = sys_errno;
         snprintf(err->message, sizeof(err->message), "%.*s: %s",
-                 (int) (sizeof(err->message) - sizeof(reason) - 3), text,
+                 (int)(sizeof(err->message) - sizeof(reason) - 3), text,
                  strerror_r(sys_errno, reason, sizeof(reason)));
     }
     return code;

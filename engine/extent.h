@@ -20,11 +20,11 @@ enum extent_kind {
 };
 
 struct extent {
-    uint64_t guest_off;      /* multiple of 512 */
-    uint64_t len;            /* in bytes, multiple of 512, not 0 */
-    uint64_t host_off;       /* in the layer's file; 0 for ZERO and HOLE.  DATA and ZERO_ALLOC: where
-                                guest_off's byte is.  COMPRESSED: where the cluster's compressed data
-                                begins, whichever part of the cluster the extent shows */
+    uint64_t guest_off; /* multiple of 512 */
+    uint64_t len;       /* in bytes, multiple of 512, not 0 */
+    uint64_t host_off;  /* in the layer's file; 0 for ZERO and HOLE.  DATA and ZERO_ALLOC: where
+                           guest_off's byte is.  COMPRESSED: where the cluster's compressed data
+                           begins, whichever part of the cluster the extent shows */
     uint32_t compressed_len; /* bytes from host_off that hold the cluster, else 0.  May be more
                                 than is needed, and reach past the end of the file */
     uint16_t layer;          /* ordinal, 0 = base */

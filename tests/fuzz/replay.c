@@ -21,13 +21,13 @@ static int run_file(const char *path)
         perror(path);
         return -1;
     }
-    data = malloc((size_t) st.st_size + 1);
-    if (!data || fread(data, 1, (size_t) st.st_size, f) != (size_t) st.st_size) {
+    data = malloc((size_t)st.st_size + 1);
+    if (!data || fread(data, 1, (size_t)st.st_size, f) != (size_t)st.st_size) {
         perror(path);
         return -1;
     }
     fclose(f);
-    LLVMFuzzerTestOneInput(data, (size_t) st.st_size);
+    LLVMFuzzerTestOneInput(data, (size_t)st.st_size);
     free(data);
     return 0;
 }

@@ -10,7 +10,7 @@ static void test_errno_becomes_code(void **state)
 {
     struct cairn_error err;
 
-    (void) state;
+    (void)state;
     assert_int_equal(error_set_errno(&err, ENOSPC, "cannot write %s", "x"), CAIRN_E_NO_SPACE);
     assert_int_equal(err.sys_errno, ENOSPC);
     assert_string_equal(err.message, "cannot write x: No space left on device");
@@ -20,7 +20,7 @@ static void test_prefix_keeps_message_and_code(void **state)
 {
     struct cairn_error err;
 
-    (void) state;
+    (void)state;
     error_set(&err, CAIRN_E_CORRUPT, "L1 table at 0x%x", 0x30000);
     assert_int_equal(error_prefix(&err, CAIRN_E_CORRUPT, "layer %d", 3), CAIRN_E_CORRUPT);
     assert_string_equal(err.message, "layer 3: L1 table at 0x30000");
@@ -31,7 +31,7 @@ static void test_long_messages_are_cut(void **state)
     char text[2 * CAIRN_ERROR_MESSAGE_MAX];
     struct cairn_error err;
 
-    (void) state;
+    (void)state;
     memset(text, 'x', sizeof(text) - 1);
     text[sizeof(text) - 1] = 0;
     error_set_errno(&err, EIO, "%s", text);
@@ -41,7 +41,7 @@ static void test_long_messages_are_cut(void **state)
 
 static void test_no_error_object_is_fine(void **state)
 {
-    (void) state;
+    (void)state;
     assert_int_equal(error_set(NULL, CAIRN_E_LIMIT, "x"), CAIRN_E_LIMIT);
     assert_int_equal(error_set_errno(NULL, ENOENT, "x"), CAIRN_E_NOT_FOUND);
     assert_int_equal(error_prefix(NULL, CAIRN_E_IO, "x"), CAIRN_E_IO);
@@ -49,7 +49,7 @@ static void test_no_error_object_is_fine(void **state)
 
 static void test_exit_codes(void **state)
 {
-    (void) state;
+    (void)state;
     assert_int_equal(error_exit_code(CAIRN_OK), 0);
     assert_int_equal(error_exit_code(CAIRN_E_USAGE), 2);
     assert_int_equal(error_exit_code(CAIRN_E_NOT_FOUND), 1);
