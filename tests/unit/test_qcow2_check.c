@@ -495,6 +495,18 @@ static void test_sparse_file(void **state)
     assert_int_equal(r.corruptions + r.leaks + r.check_errors, 0);
 }
 
+static void test_luks_header_is_in_use(void **state)
+{
+    struct qcow2_check_result r;
+
+    (void)state;
+    sh("rm -f i; qemu-img create -f qcow2 --object secret,id=s,data=x -o encrypt.format=luks,"
+       "encrypt.key-secret=s,encrypt.iter-time=10 i 4M");
+    assert_int_equal(check("i", QCOW2_REPAIR_NONE, &r, NULL), CAIRN_OK);
+    assert_int_equal(r.corruptions + r.leaks + r.check_errors + r.overlaps, 0);
+    assert_true(r.image_end_offset > 4 << 16);
+}
+
 static void test_refuses_unknown_features(void **state)
 {
     struct qcow2_check_result r;
@@ -518,6 +530,7 @@ int main(void)
         cmocka_unit_test(test_interrupted_repair_can_be_repeated),
         cmocka_unit_test(test_shared_tables_are_walked_once),
         cmocka_unit_test(test_sparse_file),
+        cmocka_unit_test(test_luks_header_is_in_use),
         cmocka_unit_test(test_refuses_unknown_features),
         cmocka_unit_test(test_random_damage),
     };
