@@ -19,7 +19,7 @@ static void test_digest_of_known_texts(void **state)
     assert_string_equal(digest_format(&d, text), EMPTY);
     digest_of("abc", 3, &d);
     assert_string_equal(digest_format(&d, text), ABC);
-    assert_string_equal(digest_format_hex(&d, text), ABC + 7);
+    assert_string_equal(digest_format_hex(&d, text), &ABC[7]);
 }
 
 static void test_parse_inverts_format(void **state)
