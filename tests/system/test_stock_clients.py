@@ -45,7 +45,8 @@ class StockClients(Case):
     def test_qemu_img_reads_http(self):
         info = qemu.img("info", "--output=json", "-f", "raw", self.data_url).json()
         self.assertEqual(info["virtual-size"], len(self.expected))
-        qemu.img("convert", "-f", "raw", "-O", "raw", self.data_url, self.tmp / "http.raw")
+        # One read at a time: QEMU 7.2's HTTP driver loses one of several, whoever serves.
+        qemu.img("convert", "-m", "1", "-f", "raw", "-O", "raw", self.data_url, self.tmp / "http.raw")
         self.assert_same(self.tmp / "http.raw")
 
     def test_nbdkit_curl_reads_http(self):
