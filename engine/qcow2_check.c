@@ -171,28 +171,20 @@ static int check_features(const struct source *src, const struct qcow2_header *h
     return CAIRN_OK;
 }
 
-static int check_limit(const struct source *src, const char *what, uint64_t value, uint64_t limit,
-                       struct cairn_error *err)
-{
-    if (value > limit)
-        return error_set(err, CAIRN_E_LIMIT, "%s: %s %" PRIu64 " is above the limit of %" PRIu64,
-                         src->name, what, value, limit);
-    return CAIRN_OK;
-}
-
 static int check_sizes(const struct source *src, const struct qcow2_header *hdr,
                        struct cairn_error *err)
 {
-    int r = check_limit(src, "virtual size", hdr->size, CHAIN_VIRTUAL_SIZE_MAX, err);
+    int r = qcow2_check_limit(src, "virtual size", hdr->size, CHAIN_VIRTUAL_SIZE_MAX, err);
 
     if (r == CAIRN_OK)
-        r = check_limit(src, "l1_size", hdr->l1_size, QCOW2_L1_BYTES_MAX / QCOW2_L1E_SIZE, err);
+        r = qcow2_check_limit(src, "l1_size", hdr->l1_size, QCOW2_L1_BYTES_MAX / QCOW2_L1E_SIZE,
+                              err);
     if (r == CAIRN_OK)
-        r = check_limit(src, "refcount_table_clusters", hdr->refcount_table_clusters,
-                        QCOW2_REFTABLE_BYTES_MAX >> hdr->cluster_bits, err);
+        r = qcow2_check_limit(src, "refcount_table_clusters", hdr->refcount_table_clusters,
+                              QCOW2_REFTABLE_BYTES_MAX >> hdr->cluster_bits, err);
     if (r == CAIRN_OK)
-        r = check_limit(src, "the number of host clusters", src->size >> hdr->cluster_bits,
-                        INT32_MAX, err);
+        r = qcow2_check_limit(src, "the number of host clusters", src->size >> hdr->cluster_bits,
+                              INT32_MAX, err);
     if (r == CAIRN_OK && hdr->l1_size < qcow2_l1_needed(hdr))
         r = error_set(err, CAIRN_E_CORRUPT,
                       "%s: l1_size %" PRIu32 " is too small for the virtual size %" PRIu64

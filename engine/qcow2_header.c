@@ -440,7 +440,7 @@ int qcow2_header_check_supported(const struct source *src, const struct qcow2_he
     if (hdr->incompatible_features & QCOW2_INCOMPAT_CORRUPT)
         return error_set(err, CAIRN_E_UNSUPPORTED,
                          "%s: the image is marked corrupt (incompatible feature bit 1); repair it "
-                         "with qemu-img check -r",
+                         "with cairn image check --repair all",
                          src->name);
     if (hdr->compression_type > LAYER_ZSTD)
         return error_set(err, CAIRN_E_UNSUPPORTED,
@@ -499,9 +499,8 @@ int qcow2_check_table(const struct source *src, const struct qcow2_header *hdr, 
     return CAIRN_OK;
 }
 
-/* A size in the header against its limit. */
-static int check_limit(const struct source *src, const char *what, uint64_t value, uint64_t limit,
-                       struct cairn_error *err)
+int qcow2_check_limit(const struct source *src, const char *what, uint64_t value, uint64_t limit,
+                      struct cairn_error *err)
 {
     if (value > limit)
         return error_set(err, CAIRN_E_LIMIT, "%s: %s %" PRIu64 " is above the limit of %" PRIu64,
@@ -527,7 +526,7 @@ static int check_sizes(const struct source *src, const struct qcow2_header *hdr,
     };
 
     for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
-        int r = check_limit(src, limits[i].what, limits[i].value, limits[i].limit, err);
+        int r = qcow2_check_limit(src, limits[i].what, limits[i].value, limits[i].limit, err);
 
         if (r != CAIRN_OK)
             return r;

@@ -26,6 +26,10 @@ int qcow2_header_check_supported(const struct source *src, const struct qcow2_he
 int qcow2_header_check_tables(const struct source *src, const struct qcow2_header *hdr,
                               struct cairn_error *err);
 
+/* A size in the header against its limit: CAIRN_E_LIMIT. */
+int qcow2_check_limit(const struct source *src, const char *what, uint64_t value, uint64_t limit,
+                      struct cairn_error *err);
+
 /* One of the tables below: aligned to a cluster, and len bytes of it inside the file. */
 int qcow2_check_table(const struct source *src, const struct qcow2_header *hdr, const char *what,
                       uint64_t host_off, uint64_t len, struct cairn_error *err);
