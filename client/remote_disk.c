@@ -9,7 +9,8 @@
  *
  * A read maps the range, answers zeros and holes at once, and fetches every run of other extents
  * with one request: of the layer's blob if the run is one piece of one layer (the service sends
- * that straight from the file), else of the disk's data, whose ETag must be the chain ID.
+ * that straight from the file), else of the disk's data, whose ETag must be the chain ID.  Small
+ * reads go through the read-ahead first.
  *
  * No lock is held over a request.  Every request ends by the client's deadline, therefore so does
  * every wait for somebody else's.
@@ -20,6 +21,7 @@
 #include <string.h>
 
 #include "checked.h"
+#include "readahead.h"
 #include "slice_cache.h"
 
 #define SLICE_CACHE_BYTES ((size_t)32 << 20)
@@ -44,6 +46,7 @@ struct remote_disk {
     struct index_l1 *l1;
     struct index_slices slices;
     struct slice_cache *cache;
+    struct readahead *ahead;
     char etag[DIGEST_STR_MAX + 2]; /* with its quotes */
     char data_path[CLIENT_PATH_MAX];
 
@@ -303,107 +306,6 @@ static int get_slice(void *ctx, uint32_t ordinal, uint32_t slice_nr, struct inde
     return CAIRN_OK;
 }
 
-/* -- Opening -------------------------------------------------------------------------------- */
-
-static int fetch_l1(struct remote_disk *rd, struct cairn_error *err)
-{
-    struct index_answer a;
-    int ret = index_request(rd, "/index", &a, err);
-
-    if (ret != CAIRN_OK)
-        return ret;
-    rd->l1 = index_l1_ref(index_reader_l1(a.reader));
-    if (rd->l1->depth != rd->manifest->depth)
-        ret = error_set(err, CAIRN_E_CORRUPT, "%s: the index is of %u layers, the manifest of %u",
-                        rd->data_path, rd->l1->depth, rd->manifest->depth);
-    else if (rd->l1->nr_slices > 0)
-        ret = keep_slices(rd, a.reader, 0, rd->l1->nr_slices - 1, err);
-    index_answer_release(&a);
-    return ret;
-}
-
-static int fetch_manifest(struct remote_disk *rd, struct cairn_client *client,
-                          const struct ref *ref, struct cairn_error *err)
-{
-    char text[DIGEST_STR_MAX];
-    int ret;
-
-    rd->pinned = *ref;
-    rd->pinned.tag[0] = 0;
-    ret = client_get_manifest(client, ref, &rd->manifest, &rd->pinned.digest, err);
-    if (ret != CAIRN_OK)
-        return ret;
-    client_disk_path(&rd->pinned, "/data", rd->data_path);
-    snprintf(rd->etag, sizeof(rd->etag), "\"%s\"", digest_format(remote_disk_chain_id(rd), text));
-    return CAIRN_OK;
-}
-
-int remote_disk_open(struct cairn_client *client, const struct ref *ref,
-                     const struct remote_disk *previous, struct remote_disk **ret_rd,
-                     struct cairn_error *err)
-{
-    CLEANUP(remote_disk_unref_p) struct remote_disk *rd = calloc(1, sizeof(*rd));
-    int ret = CAIRN_OK;
-
-    if (!rd)
-        return error_no_memory(err, "a remote chain");
-    atomic_init(&rd->refs, 1);
-    rd->remote = client->remote;
-    rd->slices = (struct index_slices){.get = get_slice, .ctx = rd};
-    pthread_mutex_init(&rd->flights_lock, NULL);
-    pthread_cond_init(&rd->flight_landed, NULL);
-    if (previous)
-        rd->cache = slice_cache_ref(previous->cache);
-    else
-        ret = slice_cache_new(SLICE_CACHE_BYTES, &rd->cache, err);
-    if (ret == CAIRN_OK)
-        ret = fetch_manifest(rd, client, ref, err);
-    if (ret == CAIRN_OK)
-        ret = fetch_l1(rd, err);
-    if (ret == CAIRN_OK)
-        *ret_rd = steal_ptr(rd);
-    return ret;
-}
-
-struct remote_disk *remote_disk_ref(struct remote_disk *rd)
-{
-    atomic_fetch_add_explicit(&rd->refs, 1, memory_order_relaxed);
-    return rd;
-}
-
-void remote_disk_unref(struct remote_disk *rd)
-{
-    if (!rd || atomic_fetch_sub_explicit(&rd->refs, 1, memory_order_acq_rel) != 1)
-        return;
-    if (rd->l1)
-        index_l1_unref(rd->l1);
-    manifest_free(rd->manifest);
-    slice_cache_unref(rd->cache);
-    pthread_cond_destroy(&rd->flight_landed);
-    pthread_mutex_destroy(&rd->flights_lock);
-    free(rd);
-}
-
-const struct ref *remote_disk_pinned(const struct remote_disk *rd)
-{
-    return &rd->pinned;
-}
-
-const struct manifest *remote_disk_manifest(const struct remote_disk *rd)
-{
-    return rd->manifest;
-}
-
-const struct digest *remote_disk_chain_id(const struct remote_disk *rd)
-{
-    return &rd->manifest->chain_ids[rd->manifest->depth - 1];
-}
-
-uint64_t remote_disk_size(const struct remote_disk *rd)
-{
-    return rd->l1->virtual_size;
-}
-
 /* -- Reading -------------------------------------------------------------------------------- */
 
 static int fetch(struct remote_disk *rd, const char *path, const char *etag, void *buf, size_t len,
@@ -464,19 +366,17 @@ static int read_extents(struct remote_disk *rd, const struct extent *extents, si
     return CAIRN_OK;
 }
 
-int remote_disk_pread(struct remote_disk *rd, void *buf, size_t len, uint64_t guest_off,
-                      struct cairn_error *err)
+/* Read inside the chain; for the read-ahead, which decides how much at a time. */
+static int read_through(void *ctx, void *buf, size_t len, uint64_t guest_off,
+                        struct cairn_error *err)
 {
-    uint64_t size = rd->l1->virtual_size;
-    size_t inside = guest_off < size ? (size_t)min_u64(len, size - guest_off) : 0;
+    struct remote_disk *rd = ctx;
     struct extent extents[READ_EXTENTS];
     char *at = buf;
 
-    memset(at + inside, 0, len - inside);
-    while (inside > 0) {
+    while (len > 0) {
         size_t nr, mapped;
-        int ret =
-            chain_map(rd->l1, &rd->slices, guest_off, inside, extents, READ_EXTENTS, &nr, err);
+        int ret = chain_map(rd->l1, &rd->slices, guest_off, len, extents, READ_EXTENTS, &nr, err);
 
         if (ret == CAIRN_OK)
             ret = read_extents(rd, extents, nr, at, err);
@@ -485,9 +385,19 @@ int remote_disk_pread(struct remote_disk *rd, void *buf, size_t len, uint64_t gu
         mapped = (size_t)(extents[nr - 1].guest_off + extents[nr - 1].len - guest_off);
         at += mapped;
         guest_off += mapped;
-        inside -= mapped;
+        len -= mapped;
     }
     return CAIRN_OK;
+}
+
+int remote_disk_pread(struct remote_disk *rd, void *buf, size_t len, uint64_t guest_off,
+                      struct cairn_error *err)
+{
+    uint64_t size = rd->l1->virtual_size;
+    size_t inside = guest_off < size ? (size_t)min_u64(len, size - guest_off) : 0;
+
+    memset((char *)buf + inside, 0, len - inside);
+    return inside > 0 ? readahead_pread(rd->ahead, buf, inside, guest_off, err) : CAIRN_OK;
 }
 
 int remote_disk_map(struct remote_disk *rd, uint64_t guest_off, uint64_t len,
@@ -512,4 +422,109 @@ void remote_disk_get_stats(struct remote_disk *rd, struct remote_disk_stats *ret
         .nr_index_reads = atomic_load_explicit(&rd->nr_index_reads, memory_order_relaxed),
         .index_bytes = slice_cache_bytes(rd->cache),
     };
+}
+
+/* -- Opening -------------------------------------------------------------------------------- */
+
+static int fetch_l1(struct remote_disk *rd, struct cairn_error *err)
+{
+    struct index_answer a;
+    int ret = index_request(rd, "/index", &a, err);
+
+    if (ret != CAIRN_OK)
+        return ret;
+    rd->l1 = index_l1_ref(index_reader_l1(a.reader));
+    if (rd->l1->depth != rd->manifest->depth)
+        ret = error_set(err, CAIRN_E_CORRUPT, "%s: the index is of %u layers, the manifest of %u",
+                        rd->data_path, rd->l1->depth, rd->manifest->depth);
+    else if (rd->l1->nr_slices > 0)
+        ret = keep_slices(rd, a.reader, 0, rd->l1->nr_slices - 1, err);
+    index_answer_release(&a);
+    return ret;
+}
+
+static int fetch_manifest(struct remote_disk *rd, struct cairn_client *client,
+                          const struct ref *ref, struct cairn_error *err)
+{
+    char text[DIGEST_STR_MAX];
+    int ret;
+
+    rd->pinned = *ref;
+    rd->pinned.tag[0] = 0;
+    ret = client_get_manifest(client, ref, &rd->manifest, &rd->pinned.digest, err);
+    if (ret != CAIRN_OK)
+        return ret;
+    client_disk_path(&rd->pinned, "/data", rd->data_path);
+    snprintf(rd->etag, sizeof(rd->etag), "\"%s\"", digest_format(remote_disk_chain_id(rd), text));
+    return CAIRN_OK;
+}
+
+int remote_disk_open(struct cairn_client *client, const struct ref *ref,
+                     const struct remote_disk *previous, struct remote_disk **ret_rd,
+                     struct cairn_error *err)
+{
+    CLEANUP(remote_disk_unref_p) struct remote_disk *rd = calloc(1, sizeof(*rd));
+    int ret = CAIRN_OK;
+
+    if (!rd)
+        return error_no_memory(err, "a remote chain");
+    atomic_init(&rd->refs, 1);
+    rd->remote = client->remote;
+    rd->slices = (struct index_slices){.get = get_slice, .ctx = rd};
+    pthread_mutex_init(&rd->flights_lock, NULL);
+    pthread_cond_init(&rd->flight_landed, NULL);
+    if (previous)
+        rd->cache = slice_cache_ref(previous->cache);
+    else
+        ret = slice_cache_new(SLICE_CACHE_BYTES, &rd->cache, err);
+    if (ret == CAIRN_OK)
+        ret = fetch_manifest(rd, client, ref, err);
+    if (ret == CAIRN_OK)
+        ret = fetch_l1(rd, err);
+    if (ret == CAIRN_OK)
+        ret = readahead_new(&(struct readahead_disk){read_through, rd, rd->l1->virtual_size},
+                            &rd->ahead, err);
+    if (ret == CAIRN_OK)
+        *ret_rd = steal_ptr(rd);
+    return ret;
+}
+
+struct remote_disk *remote_disk_ref(struct remote_disk *rd)
+{
+    atomic_fetch_add_explicit(&rd->refs, 1, memory_order_relaxed);
+    return rd;
+}
+
+void remote_disk_unref(struct remote_disk *rd)
+{
+    if (!rd || atomic_fetch_sub_explicit(&rd->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    readahead_free(rd->ahead);
+    if (rd->l1)
+        index_l1_unref(rd->l1);
+    manifest_free(rd->manifest);
+    slice_cache_unref(rd->cache);
+    pthread_cond_destroy(&rd->flight_landed);
+    pthread_mutex_destroy(&rd->flights_lock);
+    free(rd);
+}
+
+const struct ref *remote_disk_pinned(const struct remote_disk *rd)
+{
+    return &rd->pinned;
+}
+
+const struct manifest *remote_disk_manifest(const struct remote_disk *rd)
+{
+    return rd->manifest;
+}
+
+const struct digest *remote_disk_chain_id(const struct remote_disk *rd)
+{
+    return &rd->manifest->chain_ids[rd->manifest->depth - 1];
+}
+
+uint64_t remote_disk_size(const struct remote_disk *rd)
+{
+    return rd->l1->virtual_size;
 }

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reading ahead of need: small sequential reads of an immutable disk become few large ones.
+ * All functions may be called from any thread.
+ */
+#ifndef CLIENT_READAHEAD_H
+#define CLIENT_READAHEAD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cleanup.h"
+#include "error.h"
+
+struct readahead;
+
+/* The disk beneath: reads exactly len bytes at guest_off, inside the disk. */
+struct readahead_disk {
+    int (*pread)(void *ctx, void *buf, size_t len, uint64_t guest_off, struct cairn_error *err);
+    void *ctx;
+    uint64_t size; /* bytes */
+};
+
+int readahead_new(const struct readahead_disk *disk, struct readahead **ret_ra,
+                  struct cairn_error *err);
+/* No read is under way.  NULL is allowed. */
+void readahead_free(struct readahead *ra);
+CLEANUP_DEFINE(struct readahead *, readahead_free)
+
+/* Read exactly len bytes at guest_off, inside the disk. */
+int readahead_pread(struct readahead *ra, void *buf, size_t len, uint64_t guest_off,
+                    struct cairn_error *err);
+
+#endif
