@@ -3,9 +3,11 @@
  * What the user sees: the progress bar, errors, sizes, JSON.  Results go to stdout, everything else
  * to stderr; text that comes from images and services is escaped on its way to either.
  */
+#include <assert.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,7 +78,9 @@ char *cli_size(uint64_t bytes, char buf[CLI_SIZE_MAX])
 
 /* -- Progress and signals ------------------------------------------------------------------- */
 
-static volatile sig_atomic_t cancelled;
+/* Set by a signal handler, on whichever thread that runs, and read by any. */
+static atomic_int cancelled;
+static_assert(ATOMIC_INT_LOCK_FREE == 2, "a signal handler may use it");
 
 static struct {
     bool shown;
@@ -155,7 +159,7 @@ static int on_progress(void *ctx, const char *what, uint64_t done, uint64_t tota
             bar.printed = at;
         }
     }
-    return cancelled;
+    return atomic_load(&cancelled);
 }
 
 void cli_progress_end(void)
@@ -168,7 +172,7 @@ void cli_progress_end(void)
 static void on_signal(int signal_nr)
 {
     (void)signal_nr;
-    cancelled = 1;
+    atomic_store(&cancelled, 1);
 }
 
 cairn_progress_fn cli_progress(const struct cli_common *common, void **ret_ctx)
