@@ -10,19 +10,15 @@ not answer is started anew and measured again, some times; how often that was is
 gives no figure at all is printed as "stalls".
 """
 
-import argparse
 import json
 import os
 import pathlib
-import random
-import statistics
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "system"))
-from cairntest import (Attachment, Cairnd, CommandFailed, MIB, Process, private_home,  # noqa: E402
-                       run, wait_for)
+from nbd_bench import (Contender, cell, make_image, median, parse_arguments, run, start_qemu_nbd,
+                       wait_for)
+from cairntest import Attachment, Cairnd, MIB, Process, private_home
 
 PATTERNS = {
     "sequential 4 KiB, depth 1": ("--rw=read", "--iodepth=1"),
@@ -30,28 +26,6 @@ PATTERNS = {
     "random 4 KiB, depth 1": ("--rw=randread", "--iodepth=1"),
     "random 4 KiB, depth 16": ("--rw=randread", "--iodepth=16"),
 }
-ATTEMPTS = 4
-
-
-def parse_arguments():
-    parser = argparse.ArgumentParser(prog="tests/bench/nbd_read")
-    parser.add_argument("--size", type=int, default=512, help="MiB of the disk (512)")
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement (3)")
-    parser.add_argument("--rounds", type=int, default=3, help="medians are over these (3)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser.parse_args()
-
-
-def make_image(folder, size):
-    """One qcow2 layer, every cluster of it random data."""
-    raw, image = folder / "disk.raw", folder / "disk.qcow2"
-    generator = random.Random(1)
-    with open(raw, "wb") as out:
-        for _ in range(size // MIB):
-            out.write(generator.randbytes(MIB))
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
-    raw.unlink()
-    return image
 
 
 def start_nginx(folder, servers):
@@ -78,38 +52,6 @@ def answers(url):
     return run("qemu-img", "info", "-f", "raw", url, code=None).code == 0
 
 
-class Contender:
-    """Something that exports the disk over NBD; start() gives the process, with its .uri."""
-
-    def __init__(self, name, start):
-        self.name, self.start, self.stalls = name, start, 0
-        self.process = start()
-
-    def restart(self):
-        self.process.kill()
-        self.process = self.start()
-
-    def measure(self, options, arguments):
-        """Reads per second, by fio; None if it stalls again and again."""
-        for _ in range(ATTEMPTS):
-            try:
-                return run_fio(self.process.uri, options, arguments)
-            except CommandFailed:
-                self.stalls += 1
-                self.restart()
-        return None
-
-
-def start_qemu_nbd(folder, name, image):
-    socket = folder / f"{name}.sock"
-    socket.unlink(missing_ok=True)
-    process = Process(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-k", socket, "-e", "16", image],
-                      folder / f"{name}.log")
-    wait_for(lambda: process.check_running() and socket.exists(), "qemu-nbd's socket")
-    process.uri = f"nbd+unix:///?socket={socket}"
-    return process
-
-
 def start_all(folder, image, servers, contenders):
     """What is compared, in the table's order."""
     server = Cairnd(folder / "cairn")
@@ -119,21 +61,16 @@ def start_all(folder, image, servers, contenders):
     for name, start in (
             ("cairn, remote", lambda: Attachment(server.url, folder / "attach.log", "bench:v1",
                                                  "--read-only")),
-            ("qemu-nbd, local file", lambda: start_qemu_nbd(folder, "local", image)),
+            ("qemu-nbd, local file", lambda: start_qemu_nbd(folder, "local", image, "-r")),
             ("qemu-nbd, HTTP from nginx", lambda: start_qemu_nbd(folder, "http",
-                                                                 f"{nginx}/disk.qcow2"))):
+                                                                 f"{nginx}/disk.qcow2", "-r"))):
         contenders.append(Contender(name, start))
 
 
-def run_fio(uri, options, arguments):
-    result = run("fio", "--name=read", "--ioengine=nbd", f"--uri={uri}", "--bs=4k", "--thread",
-                 f"--size={options.size}M", f"--runtime={options.seconds}", "--time_based",
-                 "--norandommap", "--randrepeat=0", "--output-format=json", *arguments,
-                 cwd=tempfile.gettempdir(), timeout=options.seconds + 4)
-    job = json.loads(result.stdout[result.stdout.index(b"{"):])["jobs"][0]
-    if job["error"]:
-        raise SystemExit(result.describe())
-    return job["read"]["iops"]
+def reads_per_second(contender, options, arguments):
+    job = contender.measure(options.seconds, "--bs=4k", f"--size={options.size}M", "--time_based",
+                            "--norandommap", *arguments)
+    return job and job["read"]["iops"]
 
 
 def measure_all(options, contenders):
@@ -142,14 +79,10 @@ def measure_all(options, contenders):
     for _ in range(options.rounds):
         for pattern, arguments in PATTERNS.items():
             for contender in contenders:
-                samples[pattern][contender.name].append(contender.measure(options, arguments))
+                samples[pattern][contender.name].append(
+                    reads_per_second(contender, options, arguments))
     return {pattern: {name: median(values) for name, values in by_name.items()}
             for pattern, by_name in samples.items()}
-
-
-def median(values):
-    measured = [value for value in values if value is not None]
-    return statistics.median(measured) if measured else None
 
 
 def print_table(options, figures, contenders):
@@ -169,12 +102,8 @@ def print_table(options, figures, contenders):
                   f"{contender.stalls} times")
 
 
-def cell(ours, theirs):
-    return f"{theirs:,.0f} ({ours / theirs:.2f}×)" if theirs else "stalls"
-
-
 def main():
-    options = parse_arguments()
+    options = parse_arguments("tests/bench/nbd_read", 512, 3, 3)
     private_home()
     servers, contenders = [], []
     with tempfile.TemporaryDirectory(prefix="cairn-bench") as name:
@@ -184,8 +113,8 @@ def main():
             start_all(folder, make_image(folder, options.size * MIB), servers, contenders)
             figures = measure_all(options, contenders)
         finally:
-            for process in [c.process for c in contenders] + servers[::-1]:
-                process.stop(code=None)
+            for process in contenders + servers[::-1]:
+                process.stop()
     if options.json:
         print(json.dumps({"bench": "nbd_read", "sizeMiB": options.size, "seconds": options.seconds,
                           "rounds": options.rounds, "unit": "reads/s", "figures": figures,
