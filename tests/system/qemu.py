@@ -24,9 +24,12 @@ def img(*arguments, **options):
 
 
 def io(image, *commands, fmt="qcow2", timeout=120):
-    """qemu-io commands in one run.  It prints failures of commands and goes on: those count too."""
+    """qemu-io commands in one run.  It prints failures of commands and goes on: those count too.
+    A json: image says its format itself."""
     options = [word for command in commands for word in ("-c", command)]
-    result = run("qemu-io", "-f", fmt, *options, image, timeout=timeout)
+    if not str(image).startswith("json:"):
+        options += ["-f", fmt]
+    result = run("qemu-io", *options, image, timeout=timeout)
     said = result.stdout + result.stderr
     if b"failed" in said or b"rror" in said:
         raise AssertionError(result.describe())
