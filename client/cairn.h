@@ -145,10 +145,23 @@ CAIRN_API int cairn_disk_open_ref(struct cairn_client *client, const char *ref,
  * Open a disk folder for writing.  If folder does not exist or is empty it is made, on top of ref;
  * else ref must be NULL or what the folder was made from, or has been snapshot to.  One process
  * has a folder open at a time (CAIRN_E_CONFLICT).
+ *
+ * If the disk was not closed cleanly, its active layer is checked first, with progress.  Leaked
+ * clusters, which a crash leaves, are given back, and cairn_disk_notice says so; for any other
+ * damage the open fails with CAIRN_E_CORRUPT and nothing is changed.
  */
 CAIRN_API int cairn_disk_open_folder(struct cairn_client *client, const char *folder,
                                      const char *ref, struct cairn_disk **ret_disk,
                                      struct cairn_error *err);
+/*
+ * The same for a folder that holds a disk, to read it: its layers are not written to, also if the
+ * disk was not closed cleanly.
+ */
+CAIRN_API int cairn_disk_open_folder_read_only(struct cairn_client *client, const char *folder,
+                                               const char *ref, struct cairn_disk **ret_disk,
+                                               struct cairn_error *err);
+/* What opening found that its user should be told, in one line; NULL: nothing.  Borrowed. */
+CAIRN_API const char *cairn_disk_notice(const struct cairn_disk *disk);
 /* Flush and let go; errors of the flush are returned, the handle is freed all the same. */
 CAIRN_API int cairn_disk_close(struct cairn_disk *disk, struct cairn_error *err);
 

@@ -61,7 +61,7 @@ static int enter_folder(struct attach *a, struct cairn_error *err)
 {
     CLEANUP_FREE char *folder = NULL;
 
-    if (a->params.ref && mkdir(a->params.disk, 0700) == 0)
+    if (a->params.ref && !a->params.read_only && mkdir(a->params.disk, 0700) == 0)
         a->made_dir = strdup(a->params.disk);
     folder = realpath(a->params.disk, NULL);
     if (!folder)
@@ -268,7 +268,7 @@ int cli_attach(int argc, char **argv)
     bool daemon = false;
     const struct cli_option options[] = {
         {"disk", "DIR", &a.params.disk, NULL, "the disk folder to write to"},
-        {"read-only", NULL, NULL, &a.params.read_only, "refuse writes; needs no disk folder"},
+        {"read-only", NULL, NULL, &a.params.read_only, "refuse writes; without DIR, REF itself"},
         {"socket", "PATH", &a.given_socket, NULL, "listen there (default: DIR/nbd.sock)"},
         {"daemon", NULL, NULL, &daemon, "detach once the socket answers"},
         {0},

@@ -150,6 +150,9 @@ static void print_info(const json_t *json)
             continue;
         if (strcmp(key, "virtualSize") == 0)
             size_line(key, cli_number(json, key));
+        else if (strcmp(key, "lastRepair") == 0)
+            cli_line(key, "%s, %" PRIu64 " leaked clusters freed", cli_string(value, "time"),
+                     cli_number(value, "leaksFreed"));
         else if (!json_is_object(value) || json_object_size(value) > 0)
             print_other(key, value);
     }

@@ -23,9 +23,10 @@
 
 #include "bytes.h"
 #include "cleanup.h"
+#include "cli.h"
 
 #define PLUGIN_FILE      "nbdkit-cairn-plugin.so"
-#define START_DEADLINE_S 120 /* more than the plugin's requests to the service take */
+#define START_DEADLINE_S 600 /* more than requests to the service and a check of a large layer */
 #define STOP_DEADLINE_S  600 /* a flush of much memory to a slow disk */
 #define START_POLL_MS    5
 #define ARGS_MAX         16
@@ -130,6 +131,7 @@ static void make_args(const struct nbdkit_params *params, const int kept_fds[2],
         find_plugin(),
         parameter("ref", params->ref),
         parameter("disk", params->disk),
+        parameter("read-only", params->read_only ? "true" : NULL),
         parameter("server", params->server),
         parameter("stop-fd", (sprintf(stop_text, "%d", kept_fds[0]), stop_text)),
         parameter("closed-fd", (sprintf(closed_text, "%d", kept_fds[1]), closed_text)),
@@ -257,6 +259,22 @@ static void drain_log(struct nbdkit *n, bool pass_on)
     end_line(n);
 }
 
+/* What it had to say although it did start, as ours. */
+static void tell_words(struct nbdkit *n)
+{
+    struct pollfd log = {.fd = n->log_fd, .events = POLLIN};
+    char escaped[CLI_ESCAPE_MAX];
+
+    while (log.fd >= 0 && poll(&log, 1, 0) > 0) {
+        take_log(n, false);
+        log.fd = n->log_fd;
+    }
+    if (n->said_error)
+        fprintf(stderr, "cairn: %s\n", cli_escape(n->last_words, escaped));
+    n->said_error = false;
+    n->last_words[0] = 0;
+}
+
 static int ended_early(struct nbdkit *n, struct cairn_error *err)
 {
     if (WIFSIGNALED(n->status))
@@ -349,6 +367,7 @@ int nbdkit_wait_ready(struct nbdkit *n, const struct nbdkit_params *params, stru
             close(steal_fd(&fd));
         if (fd >= 0 && greeted(fd)) {
             leave_server(fd);
+            tell_words(n);
             return CAIRN_OK;
         }
         if (turn(n, fd, fd < 0 ? START_POLL_MS : 1000, false))

@@ -7,9 +7,11 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "checked.h"
 #include "control.h"
+#include "disk_recover.h"
 
 #define EXTENTS_AT_ONCE 64
 
@@ -42,6 +44,7 @@ static void disk_free(struct cairn_disk *disk)
     pthread_mutex_destroy(&disk->snapshot_lock);
     pthread_rwlock_destroy(&disk->gate);
     pthread_mutex_destroy(&disk->lock);
+    free(disk->notice);
     free(disk);
 }
 CLEANUP_DEFINE(struct cairn_disk *, disk_free)
@@ -84,6 +87,7 @@ int cairn_disk_open_ref(struct cairn_client *client, const char *ref_text,
         ret = open_remote(disk, &ref, err);
     if (ret != CAIRN_OK)
         return ret;
+    disk->read_only = true;
     disk->virtual_size = remote_disk_size(disk->remote);
     *ret_disk = steal_ptr(disk);
     return CAIRN_OK;
@@ -200,7 +204,7 @@ static int check_parent(const struct cairn_disk *disk, const char *name, struct 
 static int open_level(struct cairn_disk *disk, const char *name, bool lowest,
                       struct cairn_error *err)
 {
-    const struct active_options options = {.cache_bytes = 0};
+    const struct active_options options = {.read_only = disk->read_only};
     int ret = push_level(disk, active_open, name, &options, err);
 
     if (ret == CAIRN_OK)
@@ -246,6 +250,8 @@ static int resume_folder(struct cairn_disk *disk, const struct disk_state *state
     int ret = open_pinned(disk, state, err);
 
     disk->virtual_size = state->virtual_size;
+    if (ret == CAIRN_OK && !disk->read_only && disk_folder_is_marked(disk->folder))
+        ret = disk_recover(disk, err);
     for (uint32_t i = 0; ret == CAIRN_OK && i < state->nr_sealed; i++)
         ret = open_sealed(disk, state->sealed[i], err);
     if (ret == CAIRN_OK)
@@ -259,6 +265,8 @@ static int fill_folder(struct cairn_disk *disk, const char *folder, const char *
     const struct disk_state *state = disk_folder_state(disk->folder);
     int ret;
 
+    if (!state && disk->read_only)
+        return error_set(err, CAIRN_E_NOT_FOUND, "%s: holds no disk that could be read", folder);
     if (!state)
         return make_folder(disk, ref, err);
     ret = check_ref(folder, state, ref, err);
@@ -268,22 +276,44 @@ static int fill_folder(struct cairn_disk *disk, const char *folder, const char *
     return ret == CAIRN_OK ? ret : error_prefix(err, ret, "%s", folder);
 }
 
-int cairn_disk_open_folder(struct cairn_client *client, const char *folder, const char *ref,
-                           struct cairn_disk **ret_disk, struct cairn_error *err)
+static int open_folder(struct cairn_client *client, const char *folder, const char *ref,
+                       bool read_only, struct cairn_disk **ret_disk, struct cairn_error *err)
 {
     CLEANUP(disk_free_p) struct cairn_disk *disk = NULL;
     int ret = disk_new(client, &disk, err);
 
-    if (ret == CAIRN_OK)
-        ret = disk_folder_open(folder, ref != NULL, &disk->folder, err);
+    if (ret != CAIRN_OK)
+        return ret;
+    disk->read_only = read_only;
+    ret = disk_folder_open(folder, ref && !read_only, &disk->folder, err);
     if (ret == CAIRN_OK)
         ret = fill_folder(disk, folder, ref, err);
+    if (ret == CAIRN_OK && !read_only)
+        ret = disk_folder_mark(disk->folder, err);
     if (ret != CAIRN_OK)
         return ret;
     disk->state = *disk_folder_state(disk->folder);
     disk->virtual_size = disk->state.virtual_size;
     *ret_disk = steal_ptr(disk);
     return CAIRN_OK;
+}
+
+int cairn_disk_open_folder(struct cairn_client *client, const char *folder, const char *ref,
+                           struct cairn_disk **ret_disk, struct cairn_error *err)
+{
+    return open_folder(client, folder, ref, false, ret_disk, err);
+}
+
+int cairn_disk_open_folder_read_only(struct cairn_client *client, const char *folder,
+                                     const char *ref, struct cairn_disk **ret_disk,
+                                     struct cairn_error *err)
+{
+    return open_folder(client, folder, ref, true, ret_disk, err);
+}
+
+const char *cairn_disk_notice(const struct cairn_disk *disk)
+{
+    return disk->notice;
 }
 
 int cairn_disk_close(struct cairn_disk *disk, struct cairn_error *err)
@@ -295,6 +325,8 @@ int cairn_disk_close(struct cairn_disk *disk, struct cairn_error *err)
     control_stop(disk->control);
     if (disk->folder)
         ret = disk_level_close(disk->top, err);
+    if (ret == CAIRN_OK && !disk->read_only && !disk->unchecked && !disk->folder_failed)
+        disk_folder_unmark(disk->folder);
     disk_free(disk);
     return ret;
 }
@@ -306,7 +338,7 @@ uint64_t cairn_disk_size(const struct cairn_disk *disk)
 
 bool cairn_disk_read_only(const struct cairn_disk *disk)
 {
-    return !disk->folder;
+    return disk->read_only;
 }
 
 /* -- Reading -------------------------------------------------------------------------------- */
@@ -395,7 +427,7 @@ static int gate_enter(struct cairn_disk *disk, uint64_t guest_off, uint64_t len,
                       pthread_rwlock_t **ret_gate, struct active **ret_active,
                       struct cairn_error *err)
 {
-    if (!disk->folder)
+    if (disk->read_only)
         return error_set(err, CAIRN_E_DENIED, "the disk is open read-only");
     if (!range_in(guest_off, len, disk->virtual_size))
         return out_of_range(disk, guest_off, len, err);
@@ -447,13 +479,24 @@ int cairn_disk_flush(struct cairn_disk *disk, struct cairn_error *err)
     struct active *active = NULL;
     int ret;
 
-    if (!disk->folder)
+    if (disk->read_only)
         return CAIRN_OK;
     ret = gate_enter(disk, 0, 0, &gate, &active, err);
     return ret == CAIRN_OK ? active_flush(active, err) : ret;
 }
 
 /* -- Describing ----------------------------------------------------------------------------- */
+
+static json_t *repair_facts(const struct disk_repair *repair)
+{
+    const time_t when = (time_t)repair->time;
+    char text[32];
+    struct tm tm;
+
+    if (!gmtime_r(&when, &tm) || strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &tm) == 0)
+        text[0] = 0;
+    return json_pack("{s:s, s:I}", "time", text, "leaksFreed", (json_int_t)repair->leaks);
+}
 
 /* What disk.json says, as JSON that users see; NULL: out of memory. */
 static json_t *state_facts(const struct disk_state *state)
@@ -464,11 +507,12 @@ static json_t *state_facts(const struct disk_state *state)
     for (uint32_t i = 0; i < state->nr_sealed; i++)
         json_array_append_new(layers,
                               json_pack("{s:s}", "file", disk_sealed_name(state->sealed[i], name)));
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o}", "madeFrom", state->made_from, "ref",
-                     state->ref, "repository", state->repo, "manifest",
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:o*}", "madeFrom", state->made_from,
+                     "ref", state->ref, "repository", state->repo, "manifest",
                      digest_format(&state->manifest, manifest), "chainId",
                      digest_format(&state->chain_id, chain_id), "virtualSize",
-                     (json_int_t)state->virtual_size, "layers", layers);
+                     (json_int_t)state->virtual_size, "layers", layers, "lastRepair",
+                     state->last_repair.time ? repair_facts(&state->last_repair) : NULL);
 }
 
 static json_t *ref_facts(const struct remote_disk *rd)
@@ -527,7 +571,7 @@ int cairn_disk_info(struct cairn_disk *disk, char **ret_json, struct cairn_error
     pthread_mutex_unlock(&disk->lock);
     facts = disk->folder ? state_facts(&state) : ref_facts(remote);
     json_object_set_new(facts, "running", json_true());
-    json_object_set_new(facts, "readOnly", json_boolean(!disk->folder));
+    json_object_set_new(facts, "readOnly", json_boolean(disk->read_only));
     json_object_set_new(facts, "remote", remote_facts(remote));
     if (disk->folder)
         json_object_set_new(facts, "active", active_facts(disk_level_active(top)));
@@ -576,17 +620,18 @@ int cairn_folder_info(struct cairn_client *client, const char *folder, char **re
                       struct cairn_error *err)
 {
     struct disk_state state;
+    bool running, marked;
     json_t *facts;
-    bool running;
     int ret = control_ask_info(client, folder, &running, ret_json, err);
 
     if (running)
         return ret;
-    ret = disk_folder_read_state(folder, &state, err);
+    ret = disk_folder_read_state(folder, &state, &marked, err);
     if (ret != CAIRN_OK)
         return ret;
     facts = state_facts(&state);
     json_object_set_new(facts, "running", json_false());
     json_object_set_new(facts, "readOnly", json_false());
+    json_object_set_new(facts, "closedCleanly", json_boolean(!marked));
     return dump_facts(facts, ret_json, err);
 }

@@ -28,6 +28,9 @@ struct cairn_disk {
     struct cairn_client *client;
     struct disk_folder *folder; /* NULL: a ref, read-only.  Changed under snapshot_lock */
     uint64_t virtual_size;
+    bool read_only;
+    bool unchecked;          /* not closed cleanly before, and still not checked */
+    char *notice;            /* what opening found that people should know, or NULL */
     struct control *control; /* NULL: nobody listens */
 
     pthread_mutex_t snapshot_lock;

@@ -29,6 +29,7 @@
 #define LOCK_NAME       "lock"
 #define STATE_NAME      "disk.json"
 #define STATE_NEW_NAME  "disk.json.new"
+#define MARK_NAME       "in-use"
 #define NO_STATE        "%s: no disk folder: it has no " STATE_NAME
 #define STATE_BYTES_MAX ((size_t)256 << 10)
 
@@ -163,7 +164,13 @@ static int load_state(int dir_fd, const char *dir, bool *ret_has, struct disk_st
     return disk_state_parse(json, len, what, ret_state, err);
 }
 
-int disk_folder_read_state(const char *path, struct disk_state *ret_state, struct cairn_error *err)
+static bool has_mark(int folder_fd)
+{
+    return faccessat(folder_fd, MARK_NAME, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+int disk_folder_read_state(const char *path, struct disk_state *ret_state, bool *ret_marked,
+                           struct cairn_error *err)
 {
     CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     bool has;
@@ -174,6 +181,7 @@ int disk_folder_read_state(const char *path, struct disk_state *ret_state, struc
     ret = load_state(fd, path, &has, ret_state, err);
     if (ret == CAIRN_OK && !has)
         ret = error_set(err, CAIRN_E_NOT_FOUND, NO_STATE, path);
+    *ret_marked = has_mark(fd);
     return ret;
 }
 
@@ -345,6 +353,28 @@ int disk_folder_promote_next(struct disk_folder *folder, struct cairn_error *err
 void disk_folder_remove(struct disk_folder *folder, const char *name)
 {
     unlinkat(folder->fd, name, 0);
+}
+
+/* -- The mark ------------------------------------------------------------------------------- */
+
+bool disk_folder_is_marked(const struct disk_folder *folder)
+{
+    return has_mark(folder->fd);
+}
+
+int disk_folder_mark(struct disk_folder *folder, struct cairn_error *err)
+{
+    CLEANUP_CLOSE int fd =
+        openat(folder->fd, MARK_NAME, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+
+    if (fd < 0 && errno != EEXIST)
+        return error_set_errno(err, errno, "%s/" MARK_NAME ": cannot make it", folder->path);
+    return sync_folder(folder, err);
+}
+
+void disk_folder_unmark(struct disk_folder *folder)
+{
+    disk_folder_remove(folder, MARK_NAME);
 }
 
 /* -- Opening -------------------------------------------------------------------------------- */

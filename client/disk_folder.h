@@ -9,6 +9,7 @@
  *   active.qcow2     the active layer
  *   sealed-<n>.qcow2 layers that are sealed and not yet published
  *   next.qcow2       an active layer in the making
+ *   in-use           the mark: there from before the first write until after a clean close
  *   control.sock, nbd.sock, attach.pid, attach.log   of a running disk
  */
 #ifndef CLIENT_DISK_FOLDER_H
@@ -23,6 +24,12 @@
 /* Each is a published snapshot that failed; a bound for what disk.json can make us open. */
 #define DISK_SEALED_MAX 64
 
+/* What was done for a disk that had not been closed cleanly. */
+struct disk_repair {
+    int64_t time;   /* seconds since 1970; 0: never */
+    uint64_t leaks; /* clusters given back */
+};
+
 struct disk_state {
     char made_from[REF_STR_MAX]; /* the ref that the folder was made from */
     char ref[REF_STR_MAX];       /* what it was last snapshot to; at first made_from */
@@ -32,6 +39,7 @@ struct disk_state {
     uint64_t virtual_size;  /* of the local layers */
     uint32_t nr_sealed;
     uint32_t sealed[DISK_SEALED_MAX]; /* numbers of sealed-<n>.qcow2, ascending: oldest first */
+    struct disk_repair last_repair;
 };
 
 /* The folder-relative name of a sealed layer. */
@@ -78,8 +86,17 @@ int disk_folder_link_active(struct disk_folder *folder, uint32_t sealed, struct 
 int disk_folder_promote_next(struct disk_folder *folder, struct cairn_error *err);
 void disk_folder_remove(struct disk_folder *folder, const char *name);
 
-/* disk.json of a folder that may be open elsewhere. */
-int disk_folder_read_state(const char *path, struct disk_state *ret_state, struct cairn_error *err);
+/*
+ * The mark by which the next open knows that the disk was not closed cleanly.  Setting it is
+ * durable (and fine if it is there); a removal that a power cut undoes costs a needless check.
+ */
+bool disk_folder_is_marked(const struct disk_folder *folder);
+int disk_folder_mark(struct disk_folder *folder, struct cairn_error *err);
+void disk_folder_unmark(struct disk_folder *folder);
+
+/* disk.json of a folder that may be open elsewhere, and whether it bears the mark. */
+int disk_folder_read_state(const char *path, struct disk_state *ret_state, bool *ret_marked,
+                           struct cairn_error *err);
 
 /* The document's text and back, for tests; what in messages is its name. */
 int disk_state_encode(const struct disk_state *state, char **ret_json, struct cairn_error *err);

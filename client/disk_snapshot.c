@@ -467,7 +467,7 @@ int disk_snapshot(struct cairn_disk *disk, struct cairn_client *client, const ch
         return ret;
     if (!snap.target.tag[0])
         return error_set(err, CAIRN_E_USAGE, "%s names a digest; a snapshot needs a tag", ref_text);
-    if (!disk->folder)
+    if (disk->read_only)
         return error_set(err, CAIRN_E_USAGE,
                          "the disk is open read-only: there is nothing to seal");
     if (pthread_mutex_trylock(&disk->snapshot_lock) != 0)

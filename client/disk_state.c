@@ -36,6 +36,15 @@ static json_t *encode_layers(const struct disk_state *state)
     return layers;
 }
 
+/* Nothing if there was none; false: out of memory. */
+static bool encode_repair(const struct disk_repair *repair, json_t *json)
+{
+    return repair->time == 0 ||
+           json_object_set_new(json, "lastRepair",
+                               json_pack("{s:I, s:I}", "time", (json_int_t)repair->time,
+                                         "leaksFreed", (json_int_t)repair->leaks)) == 0;
+}
+
 int disk_state_encode(const struct disk_state *state, char **ret_json, struct cairn_error *err)
 {
     char manifest[DIGEST_STR_MAX], chain_id[DIGEST_STR_MAX];
@@ -45,8 +54,10 @@ int disk_state_encode(const struct disk_state *state, char **ret_json, struct ca
         digest_format(&state->manifest, manifest), "chainId",
         digest_format(&state->chain_id, chain_id), "virtualSize", (json_int_t)state->virtual_size,
         "layers", encode_layers(state), "active", DISK_FOLDER_ACTIVE);
-    char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+    char *text = NULL;
 
+    if (json && encode_repair(&state->last_repair, json))
+        text = json_dumps(json, JSON_INDENT(2));
     /* A layer that could not be appended for want of memory must not be lost silently. */
     if (text && json_array_size(json_object_get(json, "layers")) != state->nr_sealed) {
         free(text);
@@ -182,6 +193,21 @@ static int read_layers(const struct state_reader *r, struct disk_state *state)
     return CAIRN_OK;
 }
 
+/* Where there is one, it is of exactly this shape. */
+static int read_repair(const struct state_reader *r, struct disk_repair *ret_repair)
+{
+    json_t *value = json_object_get(r->json, "lastRepair");
+    json_int_t when, leaks;
+
+    if (!value)
+        return CAIRN_OK;
+    if (json_unpack(value, "{s:I, s:I !}", "time", &when, "leaksFreed", &leaks) != 0 || when <= 0 ||
+        leaks < 0)
+        return bad_field(r, "lastRepair", NULL, "{\"time\": seconds, \"leaksFreed\": a number}");
+    *ret_repair = (struct disk_repair){.time = when, .leaks = (uint64_t)leaks};
+    return CAIRN_OK;
+}
+
 static int check_version(const struct state_reader *r)
 {
     const json_t *version = json_object_get(r->json, "version");
@@ -197,9 +223,9 @@ static int check_version(const struct state_reader *r)
 
 static bool is_known(const char *field)
 {
-    static const char *const known[] = {"version",     "madeFrom", "ref",
-                                        "repository",  "manifest", "chainId",
-                                        "virtualSize", "layers",   "active"};
+    static const char *const known[] = {"version",  "madeFrom",  "ref",         "repository",
+                                        "manifest", "chainId",   "virtualSize", "layers",
+                                        "active",   "lastRepair"};
 
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
         if (strcmp(field, known[i]) == 0)
@@ -243,6 +269,8 @@ static int read_state(const struct state_reader *r, struct disk_state *state)
         ret = read_size(r, &state->virtual_size);
     if (ret == CAIRN_OK)
         ret = read_layers(r, state);
+    if (ret == CAIRN_OK)
+        ret = read_repair(r, &state->last_repair);
     if (ret == CAIRN_OK)
         ret = read_string(r, "active", DISK_FOLDER_ACTIVE, &active);
     if (ret == CAIRN_OK && strcmp(active, DISK_FOLDER_ACTIVE) != 0)

@@ -30,6 +30,7 @@
 static struct cairn_client_options options = CAIRN_CLIENT_OPTIONS_INIT;
 static const char *ref;
 static char *folder; /* absolute */
+static int read_only;
 static int stop_fd = -1, closed_fd = -1;
 
 static struct cairn_client *client;
@@ -88,6 +89,8 @@ static int plugin_config(const char *key, const char *value)
         ref = value;
     else if (strcmp(key, "disk") == 0)
         return take_folder(value);
+    else if (strcmp(key, "read-only") == 0)
+        return (read_only = nbdkit_parse_bool(value)) < 0 ? -1 : 0;
     else if (strcmp(key, "server") == 0)
         options.server = value;
     else if (strcmp(key, "deadline") == 0)
@@ -115,6 +118,7 @@ static int plugin_config_complete(void)
 #define CONFIG_HELP                                                                                \
     "[ref=]<REF>        A disk of the service, read-only; with disk=, what to make it from.\n"     \
     "disk=<DIR>         The disk folder to write to.\n"                                            \
+    "read-only=<BOOL>   Only read from it (default: false).\n"                                     \
     "server=<URL>       The service (default: $CAIRN_SERVER, http://127.0.0.1:7117).\n"            \
     "deadline=<MS>      For one read, retries included (default: 30000)."
 
@@ -126,11 +130,22 @@ static int open_disk(struct cairn_error *err)
 
     if (ret == CAIRN_OK && !folder)
         return cairn_disk_open_ref(client, ref, &disk, err);
-    if (ret == CAIRN_OK)
+    if (ret == CAIRN_OK && read_only)
+        ret = cairn_disk_open_folder_read_only(client, folder, ref, &disk, err);
+    else if (ret == CAIRN_OK)
         ret = cairn_disk_open_folder(client, folder, ref, &disk, err);
     if (ret == CAIRN_OK)
         ret = cairn_disk_serve_control(disk, err);
     return ret;
+}
+
+/* nbdkit has no word between a debug message and an error that reaches the log. */
+static void tell_notice(void)
+{
+    const char *notice = cairn_disk_notice(disk);
+
+    if (notice)
+        nbdkit_error("%s", notice);
 }
 
 /* Whoever started nbdkit learns by a byte on closed-fd that the last flush succeeded. */
@@ -156,6 +171,7 @@ static int plugin_after_fork(void)
 
     if (outcome(open_disk(&err), &err) != 0)
         return -1;
+    tell_notice();
     error = abort_guard_start(flush_before_abort);
     if (error == 0 && stop_fd >= 0)
         error = hangup_start(stop_fd);

@@ -33,6 +33,7 @@ struct active_options {
     bool parent_pending;           /* create: there is a parent, its chain ID follows later by
                                       active_set_parent (space is kept for it) */
     struct active_backing backing; /* pread NULL: nothing beneath, holes are zeros */
+    bool read_only;                /* open: refuses writes as a sealed layer does */
     size_t cache_bytes;            /* bound for L2 and refcount tables in memory; 0 = 16 MiB */
 };
 
@@ -40,8 +41,8 @@ struct active_options {
  * Create path (must not exist) or open it.  Opening takes only images of the shape that create
  * makes (v3, extended L2, 16-bit refcounts, no snapshots, no backing that is not `cairn:…`, and so
  * on): others are CAIRN_E_UNSUPPORTED with the field's name.  Both lock the file against a second
- * writer (CAIRN_E_CONFLICT), and create makes file and folder entry durable before it returns;
- * killed before that, it may leave `<path>.new-…`.
+ * writer (CAIRN_E_CONFLICT; read_only against any), and create makes file and folder entry durable
+ * before it returns; killed before that, it may leave `<path>.new-…`.
  */
 int active_create(const char *path, const struct active_options *options,
                   struct active **ret_active, struct cairn_error *err);

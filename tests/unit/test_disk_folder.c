@@ -122,6 +122,7 @@ static void test_state_survives(void **state)
     s.nr_sealed = 2;
     s.sealed[0] = 3;
     s.sealed[1] = 4;
+    s.last_repair = (struct disk_repair){.time = 1790000000, .leaks = 12};
     assert_int_equal(disk_state_encode(&s, &json, &err), 0);
     assert_int_equal(disk_state_parse(json, strlen(json), "disk.json", &back, &err), 0);
     assert_memory_equal(&s, &back, sizeof(s));
@@ -178,6 +179,14 @@ static void test_hostile_documents_are_refused(void **state)
          CAIRN_E_CORRUPT},
         {FIELDS("1", "\"vm\"", GOOD_DIGEST, "512", "[]", "\"/dev/sda\""), "\"active\"",
          CAIRN_E_CORRUPT},
+        {FIELDS("1,\"lastRepair\":7", "\"vm\"", GOOD_DIGEST, "512", "[]", "\"active.qcow2\""),
+         "\"lastRepair\"", CAIRN_E_CORRUPT},
+        {FIELDS("1,\"lastRepair\":{\"time\":-1,\"leaksFreed\":0}", "\"vm\"", GOOD_DIGEST, "512",
+                "[]", "\"active.qcow2\""),
+         "\"lastRepair\"", CAIRN_E_CORRUPT},
+        {FIELDS("1,\"lastRepair\":{\"time\":1,\"leaksFreed\":0,\"by\":1}", "\"vm\"", GOOD_DIGEST,
+                "512", "[]", "\"active.qcow2\""),
+         "\"lastRepair\"", CAIRN_E_CORRUPT},
         {FIELDS("1,\"extra\":1", "\"vm\"", GOOD_DIGEST, "512", "[]", "\"active.qcow2\""),
          "\"extra\"", CAIRN_E_UNSUPPORTED},
     };
@@ -229,6 +238,7 @@ static void test_state_is_replaced_as_a_whole(void **state)
     struct disk_state s = some_state();
     struct disk_folder *folder;
     struct cairn_error err;
+    bool marked;
 
     (void)state;
     make_disk(in_tmp("d"), 0);
@@ -241,8 +251,31 @@ static void test_state_is_replaced_as_a_whole(void **state)
     assert_string_equal(disk_folder_state(folder)->ref, "vm/one:tuesday");
     assert_false(exists(in_tmp("d/disk.json.new")));
     disk_folder_close(folder);
-    assert_int_equal(disk_folder_read_state(in_tmp("d"), &s, &err), 0);
+    assert_int_equal(disk_folder_read_state(in_tmp("d"), &s, &marked, &err), 0);
     assert_string_equal(s.ref, "vm/one:tuesday");
+}
+
+static void test_the_mark_stays_until_it_is_removed(void **state)
+{
+    struct disk_folder *folder;
+    struct disk_state s;
+    struct cairn_error err;
+    bool marked;
+
+    (void)state;
+    make_disk(in_tmp("d"), 0);
+    assert_int_equal(disk_folder_open(in_tmp("d"), false, &folder, &err), 0);
+    assert_false(disk_folder_is_marked(folder));
+    assert_int_equal(disk_folder_mark(folder, &err), 0);
+    assert_int_equal(disk_folder_mark(folder, &err), 0);
+    disk_folder_close(folder);
+    assert_int_equal(disk_folder_read_state(in_tmp("d"), &s, &marked, &err), 0);
+    assert_true(marked);
+    assert_int_equal(disk_folder_open(in_tmp("d"), false, &folder, &err), 0);
+    assert_true(disk_folder_is_marked(folder));
+    disk_folder_unmark(folder);
+    assert_false(disk_folder_is_marked(folder));
+    disk_folder_close(folder);
 }
 
 /* -- Whose folder it is --------------------------------------------------------------------- */
@@ -401,6 +434,7 @@ int main(void)
         cmocka_unit_test(test_too_many_layers_are_refused),
         ROW(test_state_that_is_no_file_is_refused),
         ROW(test_state_is_replaced_as_a_whole),
+        ROW(test_the_mark_stays_until_it_is_removed),
         ROW(test_second_opener_is_refused),
         ROW(test_foreign_folder_is_left_alone),
         ROW(test_missing_folder_is_not_made_unless_asked),
