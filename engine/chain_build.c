@@ -69,14 +69,14 @@ static void list_append(struct packed_list *list, struct index_extent e)
 static void append_lower(const struct index_slice *lower, uint32_t *i, uint32_t start, uint32_t end,
                          struct packed_list *out)
 {
-    for (; *i < lower->nr_extents && packed_start(&lower->extents[*i]) < end; ++*i) {
-        const struct index_extent *e = &lower->extents[*i];
-        uint32_t from = packed_start(e) > start ? packed_start(e) : start;
-        uint32_t to = packed_end(e) < end ? packed_end(e) : end;
+    for (; *i < lower->nr_extents; ++*i) {
+        const struct index_extent e = slice_extent(lower, *i);
+        uint32_t from = packed_start(&e) > start ? packed_start(&e) : start;
+        uint32_t to = packed_end(&e) < end ? packed_end(&e) : end;
 
         if (from < to)
-            list_append(out, packed_cut(*e, from, to));
-        if (packed_end(e) > end)
+            list_append(out, packed_cut(e, from, to));
+        if (packed_end(&e) > end)
             break;
     }
 }
@@ -136,10 +136,10 @@ static struct index_totals slice_totals(const struct index_slice *slice)
     struct index_totals totals = {.nr_extents = slice->nr_extents};
 
     for (uint32_t i = 0; i < slice->nr_extents; i++) {
-        const struct index_extent *e = &slice->extents[i];
-        uint64_t len = (uint64_t)(packed_end(e) - packed_start(e)) << SECTOR_BITS;
+        const struct index_extent e = slice_extent(slice, i);
+        uint64_t len = (uint64_t)(packed_end(&e) - packed_start(&e)) << SECTOR_BITS;
 
-        if (extent_reads_zero(packed_kind(e)))
+        if (extent_reads_zero(packed_kind(&e)))
             totals.zero_bytes += len;
         else
             totals.data_bytes += len;
@@ -171,11 +171,9 @@ static int make_slice(struct builder *b, struct cairn_error *err)
         lower = old_slice;
     rc = overlay(lower, shared_sectors(b, b->slice_nr), &b->own, &b->merged, err);
     if (rc == CAIRN_OK)
-        rc = index_slice_new(b->merged.nr, &new_slice, err);
+        rc = index_slice_new(b->merged.extents, b->merged.nr, &new_slice, err);
     if (rc < 0)
         return rc;
-    if (b->merged.nr > 0)
-        memcpy(new_slice->extents, b->merged.extents, b->merged.nr * sizeof(*new_slice->extents));
     totals_replace(&b->l1->totals, lower, new_slice);
     b->l1->slices[b->slice_nr] = b->ordinal;
     b->own.nr = 0;

@@ -1,18 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The objects of the chain index: L1s, slices and packed extents.  Building is in chain_build.c,
- * looking up in chain_map.c, bytes in chain_index_codec.c.
+ * looking up in chain_map.c and chain_lookup.c, bytes in chain_index_codec.c.
  */
 #include "chain_index.h"
 
 #include <assert.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "chain_index_internal.h"
 #include "checked.h"
 
 static_assert(sizeof(struct index_extent) == 16, "an extent takes 16 bytes");
+static_assert(offsetof(struct index_slice, top) == 0 && sizeof(struct index_slice) == NODE_SIZE,
+              "top is a node, and the nodes behind it are cache lines");
+static_assert(NO_KEY == 0xffff, "memset writes it");
+static_assert(SLICE_SECTORS <= INDEX_TOP_KEYS * NODE_KEYS * NODE_KEYS * NODE_KEYS,
+              "three levels are enough");
+static_assert(HOST_OFF_MAX == (uint64_t)1 << HOST_OFF_BITS, "a record holds any host offset");
 static_assert(CHAIN_DEPTH_MAX <= INDEX_NO_SLICE, "an ordinal never looks like no slice");
 
 /* -- L1 ---------------------------------------------------------------------------------------- */
@@ -99,15 +107,76 @@ size_t index_l1_bytes(const struct index_l1 *l1)
 
 /* -- Slices ------------------------------------------------------------------------------------ */
 
-int index_slice_new(uint32_t nr_extents, struct index_slice **ret_slice, struct cairn_error *err)
+/* Where the parts of a slice are, and what it takes, in bytes. */
+struct slice_shape {
+    uint32_t leaves_off, records_off, bytes;
+};
+
+static struct slice_shape slice_shape(uint32_t nr_extents)
 {
-    struct index_slice *slice =
-        malloc(sizeof(*slice) + (size_t)nr_extents * sizeof(slice->extents[0]));
+    struct slice_shape shape = {.records_off = sizeof(struct index_slice)};
+
+    for (unsigned level = slice_levels(nr_extents); level > 0; level--) {
+        shape.leaves_off = shape.records_off;
+        shape.records_off += slice_level_nodes(nr_extents, level) * NODE_SIZE;
+    }
+    /* A search that ends behind the last extent looks at a record there, and then ignores it. */
+    shape.bytes = shape.records_off + RECORD_SIZE * (nr_extents + 1);
+    return shape;
+}
+
+static uint16_t *keys_at(struct index_slice *slice, uint32_t off)
+{
+    return (uint16_t *)(void *)((uint8_t *)slice + off);
+}
+
+/* The keys above a level: of each of its nodes the last, but for the last node, which has no end.
+ */
+static void put_keys_above(struct index_slice *slice, unsigned level, uint32_t off)
+{
+    uint32_t nr_extents = slice->nr_extents, nr_nodes = slice_level_nodes(nr_extents, level);
+    bool below_top = level == slice_levels(nr_extents);
+    uint32_t above_off = below_top ? 0 : off - slice_level_nodes(nr_extents, level + 1) * NODE_SIZE;
+    uint16_t *keys = keys_at(slice, off), *above = keys_at(slice, above_off);
+
+    for (uint32_t i = 0; i + 1 < nr_nodes; i++)
+        above[i] = keys[i * NODE_KEYS + NODE_KEYS - 1];
+    if (!below_top)
+        put_keys_above(slice, level + 1, above_off);
+}
+
+static void put_extents(struct index_slice *slice, const struct index_extent *extents)
+{
+    uint16_t *keys = keys_at(slice, slice->leaves_off);
+    uint8_t *record = (uint8_t *)slice + slice->records_off;
+
+    for (uint32_t i = 0; i < slice->nr_extents; i++, record += RECORD_SIZE) {
+        keys[i] = (uint16_t)(packed_end(&extents[i]) - 1);
+        record_put(record, &extents[i]);
+    }
+    memset(record, 0, RECORD_SIZE);
+}
+
+int index_slice_new(const struct index_extent *extents, uint32_t nr_extents,
+                    struct index_slice **ret_slice, struct cairn_error *err)
+{
+    struct slice_shape shape = slice_shape(nr_extents);
+    /* Only nodes want to be cache lines. */
+    struct index_slice *slice = shape.leaves_off
+                                    ? aligned_alloc(NODE_SIZE, round_up(shape.bytes, NODE_SIZE))
+                                    : malloc(shape.bytes);
 
     if (!slice)
         return error_no_memory(err, "a slice of a chain index");
     atomic_init(&slice->refs, 1);
     slice->nr_extents = nr_extents;
+    slice->leaves_off = shape.leaves_off;
+    slice->records_off = shape.records_off;
+    memset(slice->top, 0xff, sizeof(slice->top));
+    memset(slice + 1, 0xff, shape.records_off - sizeof(*slice));
+    put_extents(slice, extents);
+    if (shape.leaves_off)
+        put_keys_above(slice, 1, shape.leaves_off);
     *ret_slice = slice;
     return CAIRN_OK;
 }
@@ -126,15 +195,11 @@ void index_slice_unref(struct index_slice *slice)
 
 size_t index_slice_bytes(const struct index_slice *slice)
 {
-    return sizeof(*slice) + slice->nr_extents * sizeof(slice->extents[0]);
+    return slice_shape(slice->nr_extents).bytes;
 }
 
 /* -- Extents ----------------------------------------------------------------------------------- */
 
-/*
- * Compressed data is counted in the sectors that it touches, as in a qcow2 L2 entry; it ends
- * where the last of them does.
- */
 static uint64_t compressed_sectors(const struct extent *e)
 {
     return (e->host_off % SECTOR_SIZE + e->compressed_len + SECTOR_SIZE - 1) >> SECTOR_BITS;
@@ -157,7 +222,6 @@ void index_extent_unpack(const struct index_extent *packed, uint32_t slice,
                          struct extent *ret_extent)
 {
     uint64_t start = packed_start(packed), end = packed_end(packed);
-    uint64_t compressed = (packed->word[0] >> 48 & 0x3fff) + 1;
 
     *ret_extent = (struct extent){
         .guest_off = ((uint64_t)slice << INDEX_SLICE_BITS) + (start << SECTOR_BITS),
@@ -167,8 +231,7 @@ void index_extent_unpack(const struct index_extent *packed, uint32_t slice,
         .kind = packed_kind(packed),
     };
     if (ret_extent->kind == EXTENT_COMPRESSED)
-        ret_extent->compressed_len =
-            (uint32_t)((compressed << SECTOR_BITS) - packed->word[1] % SECTOR_SIZE);
+        ret_extent->compressed_len = packed_compressed_len(packed->word[0], packed->word[1]);
 }
 
 static const char *compressed_flaw(const struct extent *e, const struct layer_attr *attr)

@@ -32,7 +32,7 @@
 #define CHAIN_VIRTUAL_SIZE_MAX ((uint64_t)1 << 48)
 
 /*
- * One extent in 16 bytes, in host order in memory and little-endian in bytes:
+ * One extent in 16 bytes, as the builder and the codec handle it:
  *   word[0]: start sector 16 | length in sectors minus 1: 16 | layer 16 |
  *            compressed sectors minus 1: 14 | kind 2        (from bit 0 up)
  *   word[1]: host offset
@@ -42,10 +42,21 @@ struct index_extent {
     uint64_t word[2];
 };
 
+/*
+ * A slice in memory, made for searching: of each extent the last sector as a key of 2 bytes, and a
+ * record of 13 bytes with the rest.  The keys are the leaves of a static tree of nodes of 32 (64
+ * bytes, one cache line, compared at once); the keys of an inner node are the last of each child's.
+ * Behind the struct come the levels from the top down, then the records.  Up to 24 extents need no
+ * node but top.  chain_index_internal.h has the layout in numbers.
+ */
+#define INDEX_TOP_KEYS 24
+
 struct index_slice {
+    uint16_t top[INDEX_TOP_KEYS];
     atomic_uint refs;
     uint32_t nr_extents;
-    struct index_extent extents[];
+    uint32_t leaves_off;  /* from here to the keys of the extents, in bytes */
+    uint32_t records_off; /* and to the records */
 };
 
 /* Sums over the whole chain as it shows, kept up to date from prefix to prefix. */
@@ -130,6 +141,32 @@ int chain_index_build(const struct index_l1 *parent, const struct index_slices *
 int chain_map(const struct index_l1 *l1, const struct index_slices *slices, uint64_t guest_off,
               uint64_t len, struct extent *ret_extents, size_t max, size_t *ret_nr,
               struct cairn_error *err);
+
+/*
+ * The index of one chain as a process that reads it holds it: the L1, and the slices that look-ups
+ * needed, up to max_bytes of them.  What has been kept stays until the end, so look-ups take no
+ * lock and count no reference; slices beyond the bound are got from slices each time.  l1 and what
+ * slices says are borrowed.  Thread-safe.
+ */
+struct chain_index;
+int chain_index_new(const struct index_l1 *l1, const struct index_slices *slices, size_t max_bytes,
+                    struct chain_index **ret_index, struct cairn_error *err);
+void chain_index_free(struct chain_index *index);
+CLEANUP_DEFINE(struct chain_index *, chain_index_free)
+size_t chain_index_bytes(const struct chain_index *index); /* memory it takes, the L1 apart */
+
+/* The slices in a form that chain_map and its kind take. */
+struct index_slices chain_index_slices(struct chain_index *index);
+
+/*
+ * The extent at guest_off, from there on: to its end, to where another layer answers a hole, or to
+ * the end of the slice.  guest_off must lie in the virtual size.
+ */
+int chain_index_lookup(struct chain_index *index, uint64_t guest_off, struct extent *ret_extent,
+                       struct cairn_error *err);
+/* The same for nr guest offsets in any order, at several times the rate. */
+int chain_index_lookup_many(struct chain_index *index, const uint64_t *guest_offs, size_t nr,
+                            struct extent *ret_extents, struct cairn_error *err);
 
 /*
  * Guest ranges in which disk b may differ from disk a: called in order with ranges that do not

@@ -376,15 +376,17 @@ int index_l1_decode(const void *buf, size_t len, const struct digest *chain_id,
 int index_slice_encode(const struct index_slice *slice, const struct digest *prefix_chain_id,
                        uint32_t slice_nr, void **ret_buf, size_t *ret_len, struct cairn_error *err)
 {
-    uint32_t raw_len = slice->nr_extents * (uint32_t)sizeof(slice->extents[0]);
+    uint32_t raw_len = slice->nr_extents * (uint32_t)sizeof(struct index_extent);
     CLEANUP_FREE uint8_t *raw = malloc((size_t)raw_len + 1);
     char key[INDEX_KEY_MAX];
 
     if (!raw)
         return error_no_memory(err, "a slice of a chain index");
     for (uint32_t i = 0; i < slice->nr_extents; i++) {
-        bytes_put_le64(raw + (size_t)16 * i, slice->extents[i].word[0]);
-        bytes_put_le64(raw + (size_t)16 * i + 8, slice->extents[i].word[1]);
+        const struct index_extent e = slice_extent(slice, i);
+
+        bytes_put_le64(raw + (size_t)16 * i, e.word[0]);
+        bytes_put_le64(raw + (size_t)16 * i + 8, e.word[1]);
     }
     index_key_slice(prefix_chain_id, slice_nr, key);
     return frame_encode(key, FRAME_SLICE, raw, raw_len, ret_buf, ret_len, err);
@@ -423,11 +425,11 @@ static const char *packed_flaw(const struct index_extent *packed, const struct i
     return NULL;
 }
 
-static int check_slice(const struct index_slice *slice, const struct index_l1 *l1, uint32_t ordinal,
-                       uint32_t slice_nr, struct cairn_error *err)
+static int check_extents(const struct index_extent *extents, uint32_t nr, const struct index_l1 *l1,
+                         uint32_t ordinal, uint32_t slice_nr, struct cairn_error *err)
 {
-    for (uint32_t i = 0; i < slice->nr_extents; i++) {
-        const struct index_extent *e = &slice->extents[i];
+    for (uint32_t i = 0; i < nr; i++) {
+        const struct index_extent *e = &extents[i];
         const char *flaw = packed_flaw(e, i > 0 ? e - 1 : NULL, l1, ordinal, slice_nr);
 
         if (flaw)
@@ -442,25 +444,24 @@ static int slice_from_payload(const struct payload *payload, const struct index_
                               uint32_t ordinal, uint32_t slice_nr, struct index_slice **ret_slice,
                               struct cairn_error *err)
 {
-    CLEANUP(index_slice_unref_p) struct index_slice *slice = NULL;
+    CLEANUP_FREE struct index_extent *extents = NULL;
+    uint32_t nr = payload->raw_len / (uint32_t)sizeof(*extents);
     int rc;
 
     if (!slice_in_prefix(l1, ordinal, slice_nr))
         return error_set(err, CAIRN_E_CORRUPT, "prefix %" PRIu32 " has no such slice", ordinal);
-    if (payload->raw_len % sizeof(struct index_extent) != 0)
+    if (payload->raw_len % sizeof(*extents) != 0)
         return error_set(err, CAIRN_E_CORRUPT, "slice of %" PRIu32 " bytes, not a multiple of 16",
                          payload->raw_len);
-    rc = index_slice_new(payload->raw_len / (uint32_t)sizeof(struct index_extent), &slice, err);
-    if (rc < 0)
-        return rc;
-    for (uint32_t i = 0; i < slice->nr_extents; i++) {
-        slice->extents[i].word[0] = bytes_get_le64(payload->raw + (size_t)16 * i);
-        slice->extents[i].word[1] = bytes_get_le64(payload->raw + (size_t)16 * i + 8);
+    extents = malloc((size_t)payload->raw_len + 1);
+    if (!extents)
+        return error_no_memory(err, "a slice of a chain index");
+    for (uint32_t i = 0; i < nr; i++) {
+        extents[i].word[0] = bytes_get_le64(payload->raw + (size_t)16 * i);
+        extents[i].word[1] = bytes_get_le64(payload->raw + (size_t)16 * i + 8);
     }
-    rc = check_slice(slice, l1, ordinal, slice_nr, err);
-    if (rc == CAIRN_OK)
-        *ret_slice = steal_ptr(slice);
-    return rc;
+    rc = check_extents(extents, nr, l1, ordinal, slice_nr, err);
+    return rc < 0 ? rc : index_slice_new(extents, nr, ret_slice, err);
 }
 
 int index_slice_decode(const void *buf, size_t len, const struct digest *prefix_chain_id,

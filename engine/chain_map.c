@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Looking up: guest ranges to extents.
+ * Looking up ranges: guest ranges to extents.
  *
- * One look-up costs a shift, an L1 entry and a binary search over at most 65,536 packed extents;
+ * One look-up costs a shift, an L1 entry and a search of at most four nodes in a slice's tree;
  * walking on from there costs what is handed out.  The depth of the chain does not matter: also
  * the layer that answers a hole comes from a search over the ends that the L1 precomputed.
  */
@@ -44,48 +44,36 @@ static uint32_t ends_before(const struct index_l1 *l1, uint64_t guest_off)
     return low;
 }
 
+struct extent index_hole(const struct index_l1 *l1, uint64_t start, uint64_t end)
+{
+    uint32_t next = ends_before(l1, start);
+    uint64_t to = next < l1->nr_ends ? min_u64(end, l1->ends[next].virtual_size) : end;
+
+    return (struct extent){
+        .guest_off = start,
+        .len = to - start,
+        .layer = (uint16_t)(next > 0 ? l1->ends[next - 1].layer : 0),
+        .kind = EXTENT_HOLE,
+    };
+}
+
 /* Nothing is in [start, end): say which layer ends the search, piece by piece. */
 static void put_hole(const struct index_l1 *l1, uint64_t start, uint64_t end, struct sink *sink)
 {
-    uint32_t next = ends_before(l1, start);
-
     while (start < end && !sink->full) {
-        uint64_t to = next < l1->nr_ends ? min_u64(end, l1->ends[next].virtual_size) : end;
+        struct extent hole = index_hole(l1, start, end);
 
-        sink_put(sink, &(struct extent){
-                           .guest_off = start,
-                           .len = to - start,
-                           .layer = (uint16_t)(next > 0 ? l1->ends[next - 1].layer : 0),
-                           .kind = EXTENT_HOLE,
-                       });
-        start = to;
-        next++;
+        sink_put(sink, &hole);
+        start += hole.len;
     }
 }
 
-/* The last extent that starts at or before sector; 0 if all start behind it. */
-static uint32_t slice_find(const struct index_slice *slice, uint32_t sector)
+/* Cut e, which overlaps it, down to [start, end). */
+static void trim(struct extent *e, uint64_t start, uint64_t end)
 {
-    const struct index_extent *extents = slice->extents;
-    uint32_t first = 0;
-
-    for (uint32_t nr = slice->nr_extents; nr > 1; nr -= nr / 2) {
-        uint32_t half = nr / 2;
-
-        first += packed_start(&extents[first + half]) <= sector ? half : 0;
-    }
-    return first;
-}
-
-/* Cut e down to [start, end); false if nothing of it is left. */
-static bool trim(struct extent *e, uint64_t start, uint64_t end)
-{
-    if (e->guest_off >= end || e->guest_off + e->len <= start)
-        return false;
     if (e->guest_off < start)
         extent_trim_front(e, start - e->guest_off);
     e->len = min_u64(e->len, end - e->guest_off);
-    return true;
 }
 
 /* Put what [start, end), a part of slice slice_nr, holds. */
@@ -95,13 +83,13 @@ static void put_slice(const struct index_l1 *l1, const struct index_slice *slice
     uint32_t sector = (uint32_t)(start % INDEX_SLICE_SIZE >> SECTOR_BITS);
 
     for (uint32_t i = slice_find(slice, sector); i < slice->nr_extents && !sink->full; i++) {
+        const struct index_extent packed = slice_extent(slice, i);
         struct extent e;
 
-        index_extent_unpack(&slice->extents[i], slice_nr, &e);
+        index_extent_unpack(&packed, slice_nr, &e);
         if (e.guest_off >= end)
             break;
-        if (!trim(&e, start, end))
-            continue;
+        trim(&e, start, end);
         put_hole(l1, start, e.guest_off, sink);
         if (!sink->full)
             sink_put(sink, &e);

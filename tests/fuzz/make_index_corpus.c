@@ -74,7 +74,7 @@ static void write_slice(const struct chain *chain, uint32_t ordinal, uint32_t sl
         exit(1);
     write_input(chain, "slice", INPUT_SLICE, ordinal, slice_nr, buf, len);
     for (uint32_t i = 0; i < 2 * slice->nr_extents && i < sizeof(raw) / 8; i++)
-        bytes_put_le64(raw + (size_t)8 * i, slice->extents[i / 2].word[i % 2]);
+        bytes_put_le64(raw + (size_t)8 * i, slice_extent(slice, i / 2).word[i % 2]);
     write_plain_frame(chain, "slice", FRAME_SLICE, ordinal, slice_nr, raw,
                       16 * (size_t)slice->nr_extents);
 }

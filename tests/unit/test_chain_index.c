@@ -144,16 +144,19 @@ static void check_slice(const struct fake_chain *chain, uint32_t ordinal, uint32
 {
     const struct index_slice *slice = chain->slices[ordinal][slice_nr];
     uint64_t end = (uint64_t)slice_nr << INDEX_SLICE_BITS;
+    struct index_extent last = {{0}};
 
     for (uint32_t i = 0; i < slice->nr_extents; i++) {
+        const struct index_extent packed = slice_extent(slice, i);
         struct extent e;
 
-        index_extent_unpack(&slice->extents[i], slice_nr, &e);
+        index_extent_unpack(&packed, slice_nr, &e);
         assert_true(e.guest_off >= end);
         end = e.guest_off + e.len;
         assert_true(end <= chain->l1s[ordinal]->virtual_size);
         assert_true(e.layer <= ordinal);
-        assert_true(i == 0 || !packed_mergeable(&slice->extents[i - 1], &slice->extents[i]));
+        assert_true(i == 0 || !packed_mergeable(&last, &packed));
+        last = packed;
     }
 }
 

@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Looking up single guest offsets, alone or many at a time: the index of a chain as a reader holds
+ * it, with its slices at hand.
+ *
+ * The slots say per slice where it is in memory; a slice that no layer has is one empty slice, so
+ * that the way to every answer is the same: a slot, the slice's tree, a record.  A slot is filled
+ * once and then stays, which is why nobody who reads it needs a lock or a reference.  What the
+ * bound in bytes leaves no room for is got, looked at and let go.
+ *
+ * The search comes in several instruction sets.  They differ in how a node's keys are compared and
+ * in nothing else; chain_lookup_isa.h is the code that they share, compiled for each.
+ */
+#include <inttypes.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include "chain_index_internal.h"
+#include "checked.h"
+
+struct chain_index {
+    const struct lookup_isa *isa;
+    uint64_t virtual_size;
+    const struct index_l1 *l1;
+    struct index_slices slices;
+    size_t max_bytes;
+    atomic_size_t bytes; /* of the slices in slots */
+    _Atomic(struct index_slice *) slots[];
+};
+
+/* What no layer has.  Its record is what a search may look at behind the last extent. */
+static struct {
+    struct index_slice slice;
+    uint8_t record[RECORD_SIZE];
+} nothing = {
+    .slice =
+        {
+            .top = {[0 ... INDEX_TOP_KEYS - 1] = NO_KEY},
+            .refs = 1,
+            .records_off = sizeof(struct index_slice),
+        },
+};
+
+/* -- Slots ------------------------------------------------------------------------------------- */
+
+/* Keep a slice for good, unless somebody else did meanwhile or there is no room. */
+static void keep_slice(struct chain_index *index, uint32_t slice_nr, struct index_slice *slice)
+{
+    size_t bytes = slice == &nothing.slice ? 0 : index_slice_bytes(slice);
+    struct index_slice *expected = NULL;
+
+    if (atomic_fetch_add(&index->bytes, bytes) + bytes > index->max_bytes ||
+        !atomic_compare_exchange_strong(&index->slots[slice_nr], &expected, slice))
+        atomic_fetch_sub(&index->bytes, bytes);
+    else
+        index_slice_ref(slice);
+}
+
+/* A reference to a slice that is in no slot yet. */
+static int fetch_slice(struct chain_index *index, uint32_t slice_nr, struct index_slice **ret_slice,
+                       struct cairn_error *err)
+{
+    uint32_t ordinal = index->l1->slices[slice_nr];
+    int rc = CAIRN_OK;
+
+    if (ordinal == INDEX_NO_SLICE)
+        *ret_slice = index_slice_ref(&nothing.slice);
+    else
+        rc = index->slices.get(index->slices.ctx, ordinal, slice_nr, ret_slice, err);
+    if (rc == CAIRN_OK)
+        keep_slice(index, slice_nr, *ret_slice);
+    return rc;
+}
+
+static int get_slice(void *ctx, uint32_t ordinal, uint32_t slice_nr, struct index_slice **ret_slice,
+                     struct cairn_error *err)
+{
+    struct chain_index *index = ctx;
+    struct index_slice *slice = atomic_load_explicit(&index->slots[slice_nr], memory_order_acquire);
+
+    (void)ordinal; /* as the L1 says */
+    if (!slice)
+        return fetch_slice(index, slice_nr, ret_slice, err);
+    *ret_slice = index_slice_ref(slice);
+    return CAIRN_OK;
+}
+
+struct index_slices chain_index_slices(struct chain_index *index)
+{
+    return (struct index_slices){.get = get_slice, .ctx = index};
+}
+
+/* -- From a slice to an answer ----------------------------------------------------------------- */
+
+/* The extent at guest_off is extent i of its slice; false if that begins behind it or is none. */
+static inline bool put_extent(const struct index_slice *slice, uint32_t i, uint64_t guest_off,
+                              struct extent *ret_extent)
+{
+    const uint8_t *record = slice_record(slice, i);
+    uint64_t what = record_what(record), host_off = record_host_off(record);
+    uint32_t whole = (uint32_t)((what & 0xffff) + 1) << SECTOR_BITS;
+    uint32_t end = (slice_last(slice, i) + 1) << SECTOR_BITS;
+    uint32_t len = end - (uint32_t)(guest_off % INDEX_SLICE_SIZE);
+    uint8_t kind = (uint8_t)(what >> 46);
+
+    if ((i >= slice->nr_extents) | (len > whole))
+        return false;
+    ret_extent->guest_off = guest_off;
+    ret_extent->len = len;
+    ret_extent->host_off = host_off + (extent_kind_linear(kind) ? whole - len : 0);
+    ret_extent->compressed_len = 0;
+    ret_extent->layer = (uint16_t)(what >> 16);
+    ret_extent->kind = kind;
+    if (kind == EXTENT_COMPRESSED)
+        ret_extent->compressed_len = packed_compressed_len(what << 16, host_off);
+    return true;
+}
+
+/* There is a hole at guest_off, before extent i of its slice. */
+static __attribute__((noinline)) void put_hole(const struct index_l1 *l1,
+                                               const struct index_slice *slice, uint32_t i,
+                                               uint64_t guest_off, struct extent *ret_extent)
+{
+    uint64_t slice_start = round_down(guest_off, INDEX_SLICE_SIZE);
+    uint64_t end = slice_start + INDEX_SLICE_SIZE;
+
+    if (i < slice->nr_extents) {
+        const struct index_extent next = slice_extent(slice, i);
+
+        end = slice_start + ((uint64_t)packed_start(&next) << SECTOR_BITS);
+    }
+    *ret_extent = index_hole(l1, guest_off, min_u64(end, l1->virtual_size));
+}
+
+/* The slot was empty. */
+static int lookup_missing(struct chain_index *index, uint64_t guest_off, struct extent *ret_extent,
+                          struct cairn_error *err)
+{
+    CLEANUP(index_slice_unref_p) struct index_slice *slice = NULL;
+    /* Another look-up of the same batch may have filled it meanwhile. */
+    int rc = get_slice(index, 0, (uint32_t)(guest_off >> INDEX_SLICE_BITS), &slice, err);
+    uint32_t i;
+
+    if (rc < 0)
+        return rc;
+    i = slice_find(slice, (uint16_t)(guest_off >> SECTOR_BITS));
+    if (!put_extent(slice, i, guest_off, ret_extent))
+        put_hole(index->l1, slice, i, guest_off, ret_extent);
+    return CAIRN_OK;
+}
+
+static int refuse(const struct chain_index *index, uint64_t guest_off, struct cairn_error *err)
+{
+    return error_set(err, CAIRN_E_USAGE,
+                     "guest offset %" PRIu64 " is not below the virtual size %" PRIu64, guest_off,
+                     index->virtual_size);
+}
+
+/* -- Instruction sets -------------------------------------------------------------------------- */
+
+/* How many of nr sorted keys are below sector; compilers turn it into what any x86-64 has. */
+static inline uint32_t count_below(const uint16_t *keys, unsigned nr, uint16_t sector)
+{
+    uint16_t below = 0;
+
+    for (unsigned i = 0; i < nr; i++)
+        below = (uint16_t)(below + (keys[i] < sector));
+    return below;
+}
+
+static inline uint32_t rank_in_top_portable(const struct index_slice *slice, uint16_t sector)
+{
+    return count_below(slice->top, INDEX_TOP_KEYS, sector);
+}
+
+static inline uint32_t rank_in_node_portable(const uint16_t *keys, uint16_t sector)
+{
+    return count_below(keys, NODE_KEYS, sector);
+}
+
+#define ISA(name) name##_portable
+#define ISA_TARGET
+#include "chain_lookup_isa.h"
+#undef ISA
+#undef ISA_TARGET
+
+uint32_t slice_find(const struct index_slice *slice, uint32_t sector)
+{
+    return find_portable(slice, sector);
+}
+
+#ifdef __x86_64__
+
+#define ISA(name)  name##_avx2
+#define ISA_TARGET __attribute__((target("avx2,bmi,bmi2,popcnt")))
+
+/* Two bits for each of 16 keys that is not below sector: nothing is left of the difference. */
+ISA_TARGET static inline uint32_t not_below_16(const uint16_t *keys, uint16_t sector)
+{
+    __m256i ahead = _mm256_subs_epu16(_mm256_set1_epi16((short)sector),
+                                      _mm256_loadu_si256((const __m256i_u *)(const void *)keys));
+
+    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi16(ahead, _mm256_setzero_si256()));
+}
+
+ISA_TARGET static inline uint32_t rank_in_top_avx2(const struct index_slice *slice, uint16_t sector)
+{
+    /* Of the second 16 keys only 8 are new. */
+    uint64_t bits = (uint64_t)not_below_16(slice->top, sector) << 32 |
+                    not_below_16(slice->top + 8, sector) >> 16;
+
+    return INDEX_TOP_KEYS - (uint32_t)__builtin_popcountll(bits) / 2;
+}
+
+ISA_TARGET static inline uint32_t rank_in_node_avx2(const uint16_t *keys, uint16_t sector)
+{
+    uint64_t bits = (uint64_t)not_below_16(keys, sector) << 32 | not_below_16(keys + 16, sector);
+
+    return NODE_KEYS - (uint32_t)__builtin_popcountll(bits) / 2;
+}
+
+#include "chain_lookup_isa.h"
+#undef ISA
+#undef ISA_TARGET
+
+#define ISA(name)  name##_avx512
+#define ISA_TARGET __attribute__((target("avx512f,avx512bw,bmi,bmi2,popcnt")))
+
+ISA_TARGET static inline uint32_t rank_in_top_avx512(const struct index_slice *slice,
+                                                     uint16_t sector)
+{
+    const __mmask32 top = (1u << INDEX_TOP_KEYS) - 1;
+    __m512i keys = _mm512_maskz_loadu_epi16(top, slice->top);
+
+    return (uint32_t)__builtin_popcount(
+        _mm512_mask_cmplt_epu16_mask(top, keys, _mm512_set1_epi16((short)sector)));
+}
+
+ISA_TARGET static inline uint32_t rank_in_node_avx512(const uint16_t *keys, uint16_t sector)
+{
+    return (uint32_t)__builtin_popcount(
+        _mm512_cmplt_epu16_mask(_mm512_loadu_si512(keys), _mm512_set1_epi16((short)sector)));
+}
+
+#include "chain_lookup_isa.h"
+#undef ISA
+#undef ISA_TARGET
+
+static bool has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("bmi2");
+}
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+}
+
+#endif
+
+static bool has_portable(void)
+{
+    return true;
+}
+
+#define ISA_ROW(name)                                                                              \
+    {                                                                                              \
+#name, has_##name, lookup_##name, lookup_many_##name, find_##name                          \
+    }
+
+static const struct lookup_isa isas[] = {
+#ifdef __x86_64__
+    ISA_ROW(avx512),
+    ISA_ROW(avx2),
+#endif
+    ISA_ROW(portable),
+};
+
+const struct lookup_isa *lookup_isa_get(unsigned nr)
+{
+    for (size_t i = 0; i < sizeof(isas) / sizeof(isas[0]); i++)
+        if (isas[i].usable() && nr-- == 0)
+            return &isas[i];
+    return NULL;
+}
+
+/* -- The object -------------------------------------------------------------------------------- */
+
+int chain_index_new(const struct index_l1 *l1, const struct index_slices *slices, size_t max_bytes,
+                    struct chain_index **ret_index, struct cairn_error *err)
+{
+    struct chain_index *index = calloc(1, sizeof(*index) + l1->nr_slices * sizeof(index->slots[0]));
+
+    if (!index)
+        return error_no_memory(err, "the slots of a chain index");
+    index->isa = lookup_isa_get(0);
+    index->virtual_size = l1->virtual_size;
+    index->l1 = l1;
+    index->slices = *slices;
+    index->max_bytes = max_bytes;
+    *ret_index = index;
+    return CAIRN_OK;
+}
+
+void chain_index_free(struct chain_index *index)
+{
+    if (!index)
+        return;
+    for (uint32_t i = 0; i < index->l1->nr_slices; i++)
+        index_slice_unref(index->slots[i]);
+    free(index);
+}
+
+size_t chain_index_bytes(const struct chain_index *index)
+{
+    return sizeof(*index) + index->l1->nr_slices * sizeof(index->slots[0]) +
+           atomic_load(&index->bytes);
+}
+
+void chain_index_use(struct chain_index *index, const struct lookup_isa *isa)
+{
+    index->isa = isa;
+}
+
+int chain_index_lookup(struct chain_index *index, uint64_t guest_off, struct extent *ret_extent,
+                       struct cairn_error *err)
+{
+    return index->isa->lookup(index, guest_off, ret_extent, err);
+}
+
+int chain_index_lookup_many(struct chain_index *index, const uint64_t *guest_offs, size_t nr,
+                            struct extent *ret_extents, struct cairn_error *err)
+{
+    return index->isa->lookup_many(index, guest_offs, nr, ret_extents, err);
+}
