@@ -24,7 +24,6 @@ static void free_active(struct active *a)
     table_cache_free(a->tables);
     hostfile_release(&a->file);
     inflight_release(&a->inflight);
-    partials_release(&a->partials);
     pthread_mutex_destroy(&a->lock);
     free(a);
 }
@@ -89,7 +88,6 @@ int active_open(const char *path, const struct active_options *options, struct a
         return error_no_memory(err, "an active layer");
     pthread_mutex_init(&a->lock, NULL);
     inflight_init(&a->inflight);
-    partials_init(&a->partials);
     a->file.fd = -1;
     rc = set_up(a, path, options, err);
     if (rc) {
@@ -119,13 +117,8 @@ int active_close(struct active *a, struct cairn_error *err)
     if (!a)
         return CAIRN_OK;
     pthread_mutex_lock(&a->lock);
-    if (!a->sealed) {
-        int settled;
-
-        rc = partial_complete_all_locked(a, err);
-        settled = settle_locked(a, rc ? NULL : err);
-        rc = rc ? rc : settled;
-    }
+    if (!a->sealed)
+        rc = settle_locked(a, err);
     pthread_mutex_unlock(&a->lock);
     free_active(a);
     return rc;
@@ -171,12 +164,9 @@ static uint64_t count_data(struct active *a)
 
     for (uint64_t off = 0; off < a->shape.virtual_size;) {
         struct extent run;
-        int rc;
+        size_t nr;
 
-        pthread_mutex_lock(&a->lock);
-        rc = l2_get_run_locked(a, off, a->shape.virtual_size - off, &run, NULL);
-        pthread_mutex_unlock(&a->lock);
-        if (rc)
+        if (active_map(a, off, a->shape.virtual_size - off, &run, 1, &nr, NULL) || nr == 0)
             break;
         sum += run.kind == EXTENT_DATA ? run.len : 0;
         off += run.len;
@@ -206,10 +196,8 @@ void active_get_stats(struct active *a, struct active_stats *ret_stats)
 int active_flush(struct active *a, struct cairn_error *err)
 {
     SCOPED_LOCK(&a->lock);
-    int rc = partial_complete_all_locked(a, err);
-    int flushed = table_flush_locked(a->tables, rc ? NULL : err);
 
-    return rc ? rc : flushed;
+    return table_flush_locked(a->tables, err);
 }
 
 static int write_parent_locked(struct active *a, const struct digest *chain_id,
@@ -227,7 +215,7 @@ static int write_parent_locked(struct active *a, const struct digest *chain_id,
     if (rc)
         return rc;
     refcount_table_locked(a->refcounts, &h.table_off, &h.table_clusters);
-    rc = table_modify_locked(FAULT_AT(a->tables, FAULT_HEADER_PARENT), page, &bytes, err);
+    rc = table_modify_locked(a->tables, page, &bytes, err);
     if (!rc)
         active_header_encode(&h, bytes);
     table_put_locked(a->tables, page);
@@ -263,9 +251,6 @@ int active_seal(struct active *a, struct cairn_error *err)
 
     if (a->sealed)
         return CAIRN_OK;
-    rc = partial_complete_all_locked(a, err);
-    if (rc)
-        return rc;
     a->sealed = true; /* nobody writes from here on, unless this fails */
     rc = settle_locked(a, err);
     if (!rc)
