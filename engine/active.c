@@ -215,7 +215,7 @@ static int write_parent_locked(struct active *a, const struct digest *chain_id,
     if (rc)
         return rc;
     refcount_table_locked(a->refcounts, &h.table_off, &h.table_clusters);
-    rc = table_modify_locked(a->tables, page, &bytes, err);
+    rc = table_modify_locked(FAULT_AT(a->tables, FAULT_HEADER_PARENT), page, &bytes, err);
     if (!rc)
         active_header_encode(&h, bytes);
     table_put_locked(a->tables, page);

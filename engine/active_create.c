@@ -80,8 +80,8 @@ static int write_refblock(struct hostfile *file, const struct active_header *h,
         return error_no_memory(err, "a refcount block");
     for (uint64_t i = 0; i < nr_clusters(h); i++)
         bytes_put_be16(bytes + 2 * i, 1);
-    return hostfile_pwrite(file, bytes, size, (uint64_t)CLUSTER_REFBLOCK << h->shape.cluster_bits,
-                           err);
+    return hostfile_pwrite(FAULT_AT(file, FAULT_CREATE_REFBLOCK), bytes, size,
+                           (uint64_t)CLUSTER_REFBLOCK << h->shape.cluster_bits, err);
 }
 
 static int write_image(struct hostfile *file, const struct active_header *h,
@@ -89,7 +89,7 @@ static int write_image(struct hostfile *file, const struct active_header *h,
 {
     unsigned bits = h->shape.cluster_bits;
     uint8_t bytes[TABLE_PAGE_SIZE];
-    int rc = hostfile_zero(file, nr_clusters(h) << bits, 0, err);
+    int rc = hostfile_zero(FAULT_AT(file, FAULT_CREATE_ZEROS), nr_clusters(h) << bits, 0, err);
 
     if (!rc)
         rc = write_refblock(file, h, err);
@@ -97,12 +97,13 @@ static int write_image(struct hostfile *file, const struct active_header *h,
         return rc;
     memset(bytes, 0, sizeof(bytes));
     bytes_put_be64(bytes, (uint64_t)CLUSTER_REFBLOCK << bits);
-    rc = hostfile_pwrite(file, bytes, sizeof(bytes), h->table_off, err);
+    rc = hostfile_pwrite(FAULT_AT(file, FAULT_CREATE_REFTABLE), bytes, sizeof(bytes), h->table_off,
+                         err);
     if (rc)
         return rc;
     active_header_encode(h, bytes);
-    rc = hostfile_pwrite(file, bytes, sizeof(bytes), 0, err);
-    return rc ? rc : hostfile_sync(file, err);
+    rc = hostfile_pwrite(FAULT_AT(file, FAULT_CREATE_HEADER), bytes, sizeof(bytes), 0, err);
+    return rc ? rc : hostfile_sync(FAULT_AT(file, FAULT_CREATE_SYNC), err);
 }
 
 /* A new file beside path, with a name of its own. */
@@ -132,30 +133,14 @@ static int open_temporary(const char *path, char **ret_name, int *ret_fd, struct
                      path);
 }
 
-static int sync_folder(const char *path, struct cairn_error *err)
+static int publish(struct hostfile *file, const char *temporary, const char *path,
+                   struct cairn_error *err)
 {
-    const char *slash = strrchr(path, '/');
-    CLEANUP_FREE char *folder = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
-    CLEANUP_CLOSE int fd = -1;
+    int rc = hostfile_link(FAULT_AT(file, FAULT_CREATE_LINK), temporary, path, err);
 
-    if (!folder)
-        return error_no_memory(err, "a folder's name");
-    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 || fsync(fd) < 0)
-        return error_set_errno(err, errno, "%s: cannot make the folder durable", folder);
-    return CAIRN_OK;
-}
-
-static int publish(const char *temporary, const char *path, struct cairn_error *err)
-{
-    int rc;
-
-    if (link(temporary, path) < 0) {
-        if (errno == EEXIST)
-            return error_set(err, CAIRN_E_CONFLICT, "%s exists", path);
-        return error_set_errno(err, errno, "cannot create %s", path);
-    }
-    rc = sync_folder(path, err);
+    if (rc)
+        return rc;
+    rc = hostfile_sync_folder(FAULT_AT(file, FAULT_CREATE_SYNC_FOLDER), path, err);
     if (rc)
         unlink(path);
     return rc;
@@ -172,7 +157,7 @@ static int write_and_publish(int fd, const char *temporary, const char *path,
         return rc;
     rc = write_image(&file, h, err);
     if (!rc)
-        rc = publish(temporary, path, err);
+        rc = publish(&file, temporary, path, err);
     hostfile_release(&file);
     return rc;
 }

@@ -85,7 +85,7 @@ static int link_table_locked(struct active *a, uint64_t guest_off, uint64_t tabl
     if (rc)
         return rc;
     if (bytes_get_be64(table_bytes_locked(page) + pos) == 0) {
-        rc = table_modify_locked(a->tables, page, &bytes, err);
+        rc = table_modify_locked(FAULT_AT(a->tables, FAULT_L2_TABLE_LINK), page, &bytes, err);
         if (!rc) {
             bytes_put_be64(bytes + pos, table_off | QCOW2_OFLAG_COPIED);
             *ret_linked = true;
@@ -105,7 +105,7 @@ static int create_table_locked(struct active *a, uint64_t guest_off, struct cair
         return rc;
     table_forget_locked(a->tables, table_off, active_cluster_size(a));
     pthread_mutex_unlock(&a->lock);
-    rc = hostfile_zero(&a->file, active_cluster_size(a), table_off, err);
+    rc = hostfile_zero(FAULT_AT(&a->file, FAULT_L2_TABLE), active_cluster_size(a), table_off, err);
     pthread_mutex_lock(&a->lock);
     table_note_data_locked(a->tables);
     if (!rc)

@@ -48,7 +48,7 @@ static int begin_read(struct active *a, struct inflight_op *op, size_t len, uint
 static int read_own(struct active *a, struct inflight_op *op, void *buf, const struct extent *run,
                     struct cairn_error *err)
 {
-    int rc = hostfile_pread(&a->file, buf, run->len, run->host_off, err);
+    int rc = hostfile_pread(FAULT_AT(&a->file, FAULT_DATA_READ), buf, run->len, run->host_off, err);
 
     pthread_mutex_lock(&a->lock);
     inflight_leave_locked(&a->inflight, op);

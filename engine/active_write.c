@@ -112,7 +112,7 @@ static int place_locked(struct active *a, struct write_step *s, uint64_t host_of
     uint64_t off = round_down(s->guest_off, active_cluster_size(a));
     uint64_t used = 0;
     uint8_t *bytes;
-    int rc = table_modify_locked(a->tables, s->page, &bytes, err);
+    int rc = table_modify_locked(FAULT_AT(a->tables, FAULT_L2_PLACE), s->page, &bytes, err);
 
     if (rc)
         return rc;
@@ -272,8 +272,9 @@ static int write_out(struct active *a, const struct write_step *s, const void *b
     int rc;
 
     memcpy(&iov[1].iov_base, &buf, sizeof(buf)); /* not written to; iovec cannot say so */
-    rc = hostfile_pwritev(&a->file, iov + first, (around->tail_len > 0 ? 3 : 2) - first,
-                          s->host_off - around->head_len, err);
+    rc = hostfile_pwritev(FAULT_AT(&a->file, FAULT_DATA_WRITE), iov + first,
+                          (around->tail_len > 0 ? 3 : 2) - first, s->host_off - around->head_len,
+                          err);
     return rc ? error_prefix(err, rc, "guest offset 0x%" PRIx64, s->guest_off) : CAIRN_OK;
 }
 
@@ -296,7 +297,7 @@ static int write_data(struct active *a, const struct write_step *s, const void *
 static int mark_locked(struct active *a, const struct write_step *s, struct cairn_error *err)
 {
     uint8_t *bytes;
-    int rc = table_modify_locked(a->tables, s->page, &bytes, err);
+    int rc = table_modify_locked(FAULT_AT(a->tables, FAULT_L2_MARK), s->page, &bytes, err);
 
     for (uint64_t off = s->guest_off; !rc && off < s->end;
          off = round_down(off, active_cluster_size(a)) + active_cluster_size(a)) {

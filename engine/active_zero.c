@@ -64,7 +64,7 @@ static int apply_locked(struct active *a, struct zero_step *s, struct cairn_erro
     int rc = table_reserve_frees_locked(a->tables, s->nr_freed, err);
 
     if (!rc)
-        rc = table_modify_locked(a->tables, s->page, &bytes, err);
+        rc = table_modify_locked(FAULT_AT(a->tables, FAULT_L2_ZERO), s->page, &bytes, err);
     for (uint64_t off = s->guest_off; !rc && off < s->end; off = next_cluster(a, off)) {
         struct l2_entry e, z;
 

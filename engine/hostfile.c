@@ -22,7 +22,7 @@
 
 int hostfile_init(struct hostfile *file, int fd, const char *name, struct cairn_error *err)
 {
-    *file = (struct hostfile){.fd = fd, .name = strdup(name)};
+    *file = (struct hostfile){.fd = fd, .name = strdup(name), .hook = fault_hook};
     if (file->name)
         return CAIRN_OK;
     hostfile_release(file);
@@ -37,15 +37,41 @@ void hostfile_release(struct hostfile *file)
     *file = (struct hostfile){.fd = -1};
 }
 
+/* -- The hook ---------------------------------------------------------------------------------- */
+
 static int ask_hook(const struct hostfile *file, const struct hostfile_event *event)
 {
     return file->hook ? file->hook->before(file->hook->ctx, event) : 0;
 }
 
+static void tell_hook(const struct hostfile *file, const struct hostfile_event *event)
+{
+    if (file->hook && file->hook->after)
+        file->hook->after(file->hook->ctx, event);
+}
+
+#ifdef CAIRN_FAULTS
+int hostfile_change(struct hostfile *file, size_t len, uint64_t host_off, struct cairn_error *err)
+{
+    const struct hostfile_event event = {
+        .op = HOSTFILE_CHANGE, .point = fault_take(), .host_off = host_off, .len = len};
+    int fault = ask_hook(file, &event);
+
+    if (fault)
+        return error_set_errno(err, fault, "%s: cannot change the table at 0x%" PRIx64, file->name,
+                               host_off);
+    tell_hook(file, &event);
+    return CAIRN_OK;
+}
+#endif
+
+/* -- Reading and writing ----------------------------------------------------------------------- */
+
 int hostfile_pread(struct hostfile *file, void *buf, size_t len, uint64_t host_off,
                    struct cairn_error *err)
 {
-    const struct hostfile_event event = {HOSTFILE_READ, host_off, len, NULL, 0};
+    const struct hostfile_event event = {
+        .op = HOSTFILE_READ, .point = fault_take(), .host_off = host_off, .len = len};
     int fault = ask_hook(file, &event);
     uint8_t *to = buf;
     size_t done = 0;
@@ -65,6 +91,7 @@ int hostfile_pread(struct hostfile *file, void *buf, size_t len, uint64_t host_o
     if (fault)
         return error_set_errno(err, fault, "%s: cannot read %zu bytes at 0x%" PRIx64, file->name,
                                len, host_off);
+    tell_hook(file, &event);
     return CAIRN_OK;
 }
 
@@ -105,7 +132,12 @@ int hostfile_pwritev(struct hostfile *file, struct iovec *iov, int nr_iov, uint6
                      struct cairn_error *err)
 {
     const size_t len = iov_length(iov, nr_iov);
-    const struct hostfile_event event = {HOSTFILE_WRITE, host_off, len, iov, nr_iov};
+    const struct hostfile_event event = {.op = HOSTFILE_WRITE,
+                                         .point = fault_take(),
+                                         .host_off = host_off,
+                                         .len = len,
+                                         .iov = iov,
+                                         .nr_iov = nr_iov};
     int fault = ask_hook(file, &event);
     size_t done = 0;
 
@@ -122,16 +154,18 @@ int hostfile_pwritev(struct hostfile *file, struct iovec *iov, int nr_iov, uint6
     if (fault)
         return error_set_errno(err, fault, "%s: cannot write %zu bytes at 0x%" PRIx64, file->name,
                                len, host_off);
+    tell_hook(file, &event);
     return CAIRN_OK;
 }
 
 int hostfile_zero(struct hostfile *file, uint64_t len, uint64_t host_off, struct cairn_error *err)
 {
     static const uint8_t zeros[64 << 10];
+    const enum fault_point point = fault_take();
 
     while (len > 0) {
         size_t n = (size_t)min_u64(len, sizeof(zeros));
-        int rc = hostfile_pwrite(file, zeros, n, host_off, err);
+        int rc = hostfile_pwrite(FAULT_AT(file, point), zeros, n, host_off, err);
 
         if (rc)
             return rc;
@@ -143,19 +177,21 @@ int hostfile_zero(struct hostfile *file, uint64_t len, uint64_t host_off, struct
 
 int hostfile_sync(struct hostfile *file, struct cairn_error *err)
 {
-    const struct hostfile_event event = {HOSTFILE_SYNC, 0, 0, NULL, 0};
+    const struct hostfile_event event = {.op = HOSTFILE_SYNC, .point = fault_take()};
     int fault = ask_hook(file, &event);
 
     if (!fault && fdatasync(file->fd) < 0)
         fault = errno;
     if (fault)
         return error_set_errno(err, fault, "%s: cannot make writes durable", file->name);
+    tell_hook(file, &event);
     return CAIRN_OK;
 }
 
 int hostfile_truncate(struct hostfile *file, uint64_t size, struct cairn_error *err)
 {
-    const struct hostfile_event event = {HOSTFILE_TRUNCATE, size, 0, NULL, 0};
+    const struct hostfile_event event = {
+        .op = HOSTFILE_TRUNCATE, .point = fault_take(), .host_off = size};
     int fault = ask_hook(file, &event);
 
     if (!fault && ftruncate(file->fd, (off_t)size) < 0)
@@ -163,6 +199,7 @@ int hostfile_truncate(struct hostfile *file, uint64_t size, struct cairn_error *
     if (fault)
         return error_set_errno(err, fault, "%s: cannot set the size to %" PRIu64 " bytes",
                                file->name, size);
+    tell_hook(file, &event);
     return CAIRN_OK;
 }
 
@@ -180,7 +217,8 @@ int hostfile_size(const struct hostfile *file, uint64_t *ret_size, struct cairn_
 
 void hostfile_punch(struct hostfile *file, uint64_t len, uint64_t host_off)
 {
-    const struct hostfile_event event = {HOSTFILE_PUNCH, host_off, len, NULL, 0};
+    const struct hostfile_event event = {
+        .op = HOSTFILE_PUNCH, .point = fault_take(), .host_off = host_off, .len = len};
 
     if (atomic_load_explicit(&file->no_punch, memory_order_relaxed) || ask_hook(file, &event))
         return;
@@ -188,7 +226,50 @@ void hostfile_punch(struct hostfile *file, uint64_t len, uint64_t host_off)
                   (off_t)len) < 0 &&
         errno == EOPNOTSUPP)
         atomic_store_explicit(&file->no_punch, true, memory_order_relaxed);
+    tell_hook(file, &event);
 }
+
+/* -- The folder's entry ------------------------------------------------------------------------ */
+
+int hostfile_link(struct hostfile *file, const char *temporary, const char *path,
+                  struct cairn_error *err)
+{
+    const struct hostfile_event event = {.op = HOSTFILE_LINK, .point = fault_take()};
+    int fault = ask_hook(file, &event);
+
+    if (!fault && link(temporary, path) < 0)
+        fault = errno;
+    if (fault == EEXIST)
+        return error_set(err, CAIRN_E_CONFLICT, "%s exists", path);
+    if (fault)
+        return error_set_errno(err, fault, "cannot create %s", path);
+    tell_hook(file, &event);
+    return CAIRN_OK;
+}
+
+int hostfile_sync_folder(struct hostfile *file, const char *path, struct cairn_error *err)
+{
+    const struct hostfile_event event = {.op = HOSTFILE_SYNC_FOLDER, .point = fault_take()};
+    const char *slash = strrchr(path, '/');
+    CLEANUP_FREE char *folder = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    CLEANUP_CLOSE int fd = -1;
+    int fault;
+
+    if (!folder)
+        return error_no_memory(err, "a folder's name");
+    fault = ask_hook(file, &event);
+    if (!fault) {
+        fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd < 0 || fsync(fd) < 0)
+            fault = errno;
+    }
+    if (fault)
+        return error_set_errno(err, fault, "%s: cannot make the folder durable", folder);
+    tell_hook(file, &event);
+    return CAIRN_OK;
+}
+
+/* -- Locks ------------------------------------------------------------------------------------- */
 
 /* An open-file-description lock: it belongs to the handle, not to the process. */
 static int lock_byte(const struct hostfile *file, short type, off_t byte, struct cairn_error *err)

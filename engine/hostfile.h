@@ -3,8 +3,9 @@
  * The file of an active layer: whole reads and writes with the file, the offset and the reason in
  * the message, and the lock against a second writer.  Internal to the engine.
  *
- * Everything the active layer does to its file goes through here, so this is also where a test
- * makes it fail or records it: a hook sees each operation before it happens.
+ * Everything that is done to an active layer goes through here, so this is also where a test makes
+ * it fail or records it: a hook sees each operation before and after, with the name that its caller
+ * gave it (fault.h).
  */
 #ifndef ENGINE_HOSTFILE_H
 #define ENGINE_HOSTFILE_H
@@ -16,6 +17,7 @@
 #include <sys/uio.h>
 
 #include "error.h"
+#include "fault.h"
 
 enum hostfile_op {
     HOSTFILE_READ,
@@ -23,13 +25,17 @@ enum hostfile_op {
     HOSTFILE_SYNC,
     HOSTFILE_TRUNCATE, /* host_off is the new size */
     HOSTFILE_PUNCH,
+    HOSTFILE_LINK,
+    HOSTFILE_SYNC_FOLDER,
+    HOSTFILE_CHANGE, /* not of the file: of len bytes in memory that will be written to host_off */
 };
 
 struct hostfile_event {
     enum hostfile_op op;
+    enum fault_point point; /* FAULT_NONE where it has no name */
     uint64_t host_off;
     uint64_t len;
-    const struct iovec *iov; /* WRITE: what is written */
+    const struct iovec *iov; /* WRITE: what is written; before the operation only */
     int nr_iov;
 };
 
@@ -38,12 +44,16 @@ struct hostfile_hook {
      * this errno. */
     int (*before)(void *ctx, const struct hostfile_event *event);
     void *ctx;
+    /* Called after an operation that was done, unless it is NULL.  (A change in memory has no
+     * "after" of its own: it is called where before is.) */
+    void (*after)(void *ctx, const struct hostfile_event *event);
 };
 
 struct hostfile {
     int fd;                           /* owned */
     char *name;                       /* for messages, owned */
-    const struct hostfile_hook *hook; /* borrowed; NULL: none.  Set while nothing runs */
+    const struct hostfile_hook *hook; /* borrowed; NULL: none.  Set while nothing runs; at first
+                                         fault_hook */
     atomic_bool no_punch;             /* the file system cannot: not asked again */
 };
 
@@ -64,6 +74,24 @@ int hostfile_zero(struct hostfile *file, uint64_t len, uint64_t host_off, struct
 int hostfile_sync(struct hostfile *file, struct cairn_error *err);
 int hostfile_truncate(struct hostfile *file, uint64_t size, struct cairn_error *err);
 int hostfile_size(const struct hostfile *file, uint64_t *ret_size, struct cairn_error *err);
+
+/* Give the file, which is open under the name temporary, the name path: CAIRN_E_CONFLICT if that is
+ * taken.  And make the folder's entry durable. */
+int hostfile_link(struct hostfile *file, const char *temporary, const char *path,
+                  struct cairn_error *err);
+int hostfile_sync_folder(struct hostfile *file, const char *path, struct cairn_error *err);
+
+/* Only for the hook: a table in memory is about to be changed.  Nothing without fault points. */
+#ifdef CAIRN_FAULTS
+int hostfile_change(struct hostfile *file, size_t len, uint64_t host_off, struct cairn_error *err);
+#else
+static inline int hostfile_change(struct hostfile *file, size_t len, uint64_t host_off,
+                                  struct cairn_error *err)
+{
+    (void)file, (void)len, (void)host_off, (void)err;
+    return CAIRN_OK;
+}
+#endif
 
 /* Give the space of a range back to the file system.  It may not be able to: no promise. */
 void hostfile_punch(struct hostfile *file, uint64_t len, uint64_t host_off);

@@ -13,6 +13,7 @@
 #include <inttypes.h>
 
 #include "bytes.h"
+#include "hostfile.h"
 #include "qcow2_header.h"
 
 struct first_cluster {
@@ -110,16 +111,17 @@ static bool build(struct first_cluster *c, const char *backing, const char *form
 static int write_out(int fd, const char *file, const void *bytes, size_t len,
                      struct cairn_error *err)
 {
-    for (size_t done = 0; done < len;) {
-        ssize_t n = pwrite(fd, (const uint8_t *)bytes + done, len - done, (off_t)done);
+    int own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0); /* the file closes its descriptor */
+    struct hostfile host;
+    int ret;
 
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return error_set_errno(err, errno, "cannot write the header of %s", file);
-        done += (size_t)n;
-    }
-    return CAIRN_OK;
+    if (own_fd < 0)
+        return error_set_errno(err, errno, "cannot duplicate a descriptor of %s", file);
+    ret = hostfile_init(&host, own_fd, file, err);
+    if (ret == CAIRN_OK)
+        ret = hostfile_pwrite(FAULT_AT(&host, FAULT_BACKING_HEADER), bytes, len, 0, err);
+    hostfile_release(&host);
+    return ret;
 }
 
 static int rewrite(int fd, struct source *src, const struct qcow2_header *hdr, const char *backing,

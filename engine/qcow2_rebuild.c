@@ -129,7 +129,8 @@ static int write_block(const struct qcow2_check *c, const struct rebuild *b, uin
     memset(bytes, 0, c->cluster_size);
     for (uint64_t j = 0; j < nr; j++)
         refblock_put(bytes, j, c->hdr.refcount_order, new_refcount(c, b, i * step + j));
-    return hostfile_pwrite(b->file, bytes, c->cluster_size, b->table[i], err);
+    return hostfile_pwrite(FAULT_AT(b->file, FAULT_REBUILD_REFBLOCK), bytes, c->cluster_size,
+                           b->table[i], err);
 }
 
 static int write_structure(const struct qcow2_check *c, struct rebuild *b, struct cairn_error *err)
@@ -149,8 +150,9 @@ static int write_structure(const struct qcow2_check *c, struct rebuild *b, struc
     for (uint64_t i = 0; i < b->nr_entries; i++)
         b->table[i] = htobe64(b->table[i]);
     if (r == CAIRN_OK)
-        r = hostfile_pwrite(b->file, b->table, b->nr_table * c->cluster_size, table_off, err);
-    return r == CAIRN_OK ? hostfile_sync(b->file, err) : r;
+        r = hostfile_pwrite(FAULT_AT(b->file, FAULT_REBUILD_REFTABLE), b->table,
+                            b->nr_table * c->cluster_size, table_off, err);
+    return r == CAIRN_OK ? hostfile_sync(FAULT_AT(b->file, FAULT_REBUILD_SYNC), err) : r;
 }
 
 static int switch_header(const struct qcow2_check *c, const struct rebuild *b,
@@ -163,8 +165,9 @@ static int switch_header(const struct qcow2_check *c, const struct rebuild *b,
                   "one write for both");
     bytes_put_be64(bytes, b->first << c->hdr.cluster_bits);
     bytes_put_be32(bytes + 8, (uint32_t)b->nr_table);
-    r = hostfile_pwrite(b->file, bytes, sizeof(bytes), QCOW2_HDR_REFCOUNT_TABLE_OFFSET, err);
-    return r == CAIRN_OK ? hostfile_sync(b->file, err) : r;
+    r = hostfile_pwrite(FAULT_AT(b->file, FAULT_REBUILD_HEADER), bytes, sizeof(bytes),
+                        QCOW2_HDR_REFCOUNT_TABLE_OFFSET, err);
+    return r == CAIRN_OK ? hostfile_sync(FAULT_AT(b->file, FAULT_REBUILD_HEADER_SYNC), err) : r;
 }
 
 /* From here on the stored refcounts are those that were counted, and 0 where nothing was. */

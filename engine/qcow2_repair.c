@@ -76,7 +76,8 @@ static int fix_block(struct qcow2_check *c, struct refblock *block, void *arg,
     if (!changed)
         return CAIRN_OK;
     repair->changed = true;
-    return hostfile_pwrite(repair->file, block->bytes, c->cluster_size, block->entry, err);
+    return hostfile_pwrite(FAULT_AT(repair->file, FAULT_REPAIR_REFBLOCK), block->bytes,
+                           c->cluster_size, block->entry, err);
 }
 
 /* Is there a reference that no block can count? */
@@ -114,7 +115,7 @@ static int repair_refcounts(struct qcow2_check *c, struct repair *repair, struct
         return CAIRN_OK;
     r = check_each_refblock(c, fix_block, repair, err);
     if (r == CAIRN_OK && repair->changed)
-        r = hostfile_sync(repair->file, err);
+        r = hostfile_sync(FAULT_AT(repair->file, FAULT_REPAIR_REFBLOCK_SYNC), err);
     return r;
 }
 
@@ -156,7 +157,8 @@ static int fix_copied(struct qcow2_check *c, const struct wrong_copied *w, void 
         return CAIRN_OK;
     repair->changed = true;
     bytes_put_be64(bytes, w->fixed);
-    return hostfile_pwrite(repair->file, bytes, sizeof(bytes), w->host_off, err);
+    return hostfile_pwrite(FAULT_AT(repair->file, FAULT_REPAIR_COPIED), bytes, sizeof(bytes),
+                           w->host_off, err);
 }
 
 static int repair_copied(struct qcow2_check *c, struct repair *repair, struct cairn_error *err)
@@ -166,7 +168,7 @@ static int repair_copied(struct qcow2_check *c, struct repair *repair, struct ca
     repair->changed = false;
     r = check_copied(c, fix_copied, repair, err);
     if (r == CAIRN_OK && repair->changed)
-        r = hostfile_sync(repair->file, err);
+        r = hostfile_sync(FAULT_AT(repair->file, FAULT_REPAIR_COPIED_SYNC), err);
     return r;
 }
 
@@ -181,8 +183,8 @@ static int write_feature_bits(struct hostfile *file, uint64_t host_off, uint64_t
     if (before == after)
         return CAIRN_OK;
     bytes_put_be64(bytes, after);
-    r = hostfile_pwrite(file, bytes, sizeof(bytes), host_off, err);
-    return r == CAIRN_OK ? hostfile_sync(file, err) : r;
+    r = hostfile_pwrite(FAULT_AT(file, FAULT_REPAIR_FEATURES), bytes, sizeof(bytes), host_off, err);
+    return r == CAIRN_OK ? hostfile_sync(FAULT_AT(file, FAULT_REPAIR_FEATURES_SYNC), err) : r;
 }
 
 static int clear_unknown_autoclear(const struct qcow2_check *c, struct hostfile *file,

@@ -285,7 +285,7 @@ static int take_locked(struct refcounts *r, uint64_t page_nr, unsigned index, bo
         index = find_free(table_bytes_locked(page), index, limit);
     nr = free_run(table_bytes_locked(page), index, (unsigned)min_u64(limit, index + want));
     if (nr > 0) {
-        rc = table_modify_locked(r->cache, page, &bytes, err);
+        rc = table_modify_locked(FAULT_AT(r->cache, FAULT_COUNT_UP), page, &bytes, err);
         if (!rc) {
             put_counts(bytes, index, nr, 1);
             sub_free(r, page_nr, nr);
@@ -341,7 +341,7 @@ static int explore_locked(struct refcounts *r, struct cairn_error *err)
 
 /* Write a refcount block at cluster at, in which [first, first + nr) are counted. */
 static int write_block(struct refcounts *r, uint64_t at, uint64_t first, uint64_t nr,
-                       struct cairn_error *err)
+                       enum fault_point point, struct cairn_error *err)
 {
     uint64_t in_block = first & ((UINT64_C(1) << block_bits(r)) - 1);
     CLEANUP_FREE uint8_t *bytes = calloc(1, cluster_size(r));
@@ -349,7 +349,8 @@ static int write_block(struct refcounts *r, uint64_t at, uint64_t first, uint64_
     if (!bytes)
         return error_no_memory(err, "a refcount block");
     put_counts(bytes, (unsigned)in_block, (unsigned)nr, 1);
-    return hostfile_pwrite(r->file, bytes, cluster_size(r), at << r->cluster_bits, err);
+    return hostfile_pwrite(FAULT_AT(r->file, point), bytes, cluster_size(r), at << r->cluster_bits,
+                           err);
 }
 
 /* Cluster `end` gets a block of its own, as its first. */
@@ -362,7 +363,7 @@ static int add_block_locked(struct refcounts *r, struct cairn_error *err)
     int rc;
 
     pthread_mutex_unlock(r->lock);
-    rc = write_block(r, at, at, 1, err);
+    rc = write_block(r, at, at, 1, FAULT_GROW_REFBLOCK, err);
     pthread_mutex_lock(r->lock);
     table_note_data_locked(r->cache);
     if (rc)
@@ -371,7 +372,7 @@ static int add_block_locked(struct refcounts *r, struct cairn_error *err)
                           err);
     if (rc)
         return rc;
-    rc = table_modify_locked(r->cache, page, &bytes, err);
+    rc = table_modify_locked(FAULT_AT(r->cache, FAULT_GROW_REFBLOCK_LINK), page, &bytes, err);
     if (!rc) {
         bytes_put_be64(bytes + entry_off % TABLE_PAGE_SIZE, at << r->cluster_bits);
         r->end = at + 1;
@@ -409,7 +410,7 @@ static int switch_table_locked(struct refcounts *r, uint64_t table_off, uint32_t
         return rc;
     rc = table_reserve_frees_locked(r->cache, 1, err);
     if (!rc)
-        rc = table_modify_locked(r->cache, page, &bytes, err);
+        rc = table_modify_locked(FAULT_AT(r->cache, FAULT_GROW_REFTABLE_LINK), page, &bytes, err);
     if (!rc) {
         bytes_put_be64(bytes + QCOW2_HDR_REFCOUNT_TABLE_OFFSET, table_off);
         bytes_put_be32(bytes + QCOW2_HDR_REFCOUNT_TABLE_CLUSTERS, table_clusters);
@@ -465,9 +466,10 @@ static int grow_table_locked(struct refcounts *r, struct cairn_error *err)
         return rc;
     bytes_put_be64(bytes + block * QCOW2_REFTABLE_ENTRY_SIZE, (at + nr) << r->cluster_bits);
     pthread_mutex_unlock(r->lock);
-    rc = write_block(r, at + nr, at, nr + 1, err);
+    rc = write_block(r, at + nr, at, nr + 1, FAULT_GROW_REFTABLE_BLOCK, err);
     if (!rc)
-        rc = hostfile_pwrite(r->file, bytes, nr << r->cluster_bits, at << r->cluster_bits, err);
+        rc = hostfile_pwrite(FAULT_AT(r->file, FAULT_GROW_REFTABLE), bytes, nr << r->cluster_bits,
+                             at << r->cluster_bits, err);
     pthread_mutex_lock(r->lock);
     table_note_data_locked(r->cache);
     if (!rc)
@@ -489,10 +491,10 @@ static int grow_file_locked(struct refcounts *r, struct cairn_error *err)
         return error_set(err, CAIRN_E_NO_SPACE, "%s: the file cannot grow beyond 2^56 bytes",
                          r->file->name);
     pthread_mutex_unlock(r->lock);
-    rc = hostfile_truncate(r->file, size, err);
+    rc = hostfile_truncate(FAULT_AT(r->file, FAULT_GROW_FILE), size, err);
     if (rc) {
         size = least; /* a limit may be near */
-        rc = hostfile_truncate(r->file, size, err);
+        rc = hostfile_truncate(FAULT_AT(r->file, FAULT_GROW_FILE_LEAST), size, err);
     }
     pthread_mutex_lock(r->lock);
     if (!rc)
@@ -533,7 +535,7 @@ static int take_end_locked(struct refcounts *r, struct table_page *page, uint64_
     int rc;
 
     if (nr > 0) {
-        rc = table_modify_locked(r->cache, page, &bytes, err);
+        rc = table_modify_locked(FAULT_AT(r->cache, FAULT_COUNT_UP_END), page, &bytes, err);
         if (rc)
             return rc;
         put_counts(bytes, index, nr, 1);
@@ -638,7 +640,7 @@ static int release_page_locked(struct refcounts *r, uint64_t first, unsigned nr,
                              r->file->name, (first + i - index) << r->cluster_bits, count);
         }
     }
-    rc = table_modify_locked(r->cache, page, &bytes, err);
+    rc = table_modify_locked(FAULT_AT(r->cache, FAULT_COUNT_DOWN), page, &bytes, err);
     if (!rc) {
         put_counts(bytes, index, nr, 0);
         add_free(r, page_nr, nr);
@@ -717,7 +719,7 @@ int refcount_trim_locked(struct refcounts *r, struct cairn_error *err)
     size = ((page_nr << PAGE_BITS) + used) << r->cluster_bits;
     if (size == r->file_end << r->cluster_bits)
         return CAIRN_OK;
-    rc = hostfile_truncate(r->file, size, err);
+    rc = hostfile_truncate(FAULT_AT(r->file, FAULT_TRIM), size, err);
     if (rc)
         return rc;
     table_note_data_locked(r->cache);

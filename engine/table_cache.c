@@ -221,7 +221,8 @@ static int load_locked(struct table_cache *c, enum table_kind kind, uint64_t hos
     LIST_INSERT_HEAD(&c->buckets[bucket_of(c, host_off)], page, hash_link);
 
     pthread_mutex_unlock(c->lock);
-    rc = hostfile_pread(c->file, page->bytes, TABLE_PAGE_SIZE, host_off, err);
+    rc = hostfile_pread(FAULT_AT(c->file, FAULT_TABLE_LOAD), page->bytes, TABLE_PAGE_SIZE, host_off,
+                        err);
     pthread_mutex_lock(c->lock);
 
     page->loading = false;
@@ -341,6 +342,9 @@ int table_modify_locked(struct table_cache *c, struct table_page *page, uint8_t 
             *err = c->last_error;
         return error_prefix(err, c->last_error.code, "changes wait for a flush that failed");
     }
+    rc = hostfile_change(c->file, TABLE_PAGE_SIZE, page->host_off, err);
+    if (rc)
+        return rc;
     if (page->dirty[!c->open] && !page->frozen) {
         rc = freeze_locked(c, page, err);
         if (rc)

@@ -62,7 +62,7 @@ void table_put_locked(struct table_cache *c, struct table_page *page);
 
 /* The page's bytes, to look at while the lock is held. */
 const uint8_t *table_bytes_locked(const struct table_page *page);
-/* The same to change at once, as part of the open batch.  Keeps the lock. */
+/* The same to change at once, as part of the open batch.  Keeps the lock.  A fault point. */
 int table_modify_locked(struct table_cache *c, struct table_page *page, uint8_t **ret_bytes,
                         struct cairn_error *err);
 

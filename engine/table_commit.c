@@ -30,6 +30,17 @@ static const unsigned table_after[TABLE_KINDS] = {
     [TABLE_L1] = BIT(TABLE_DATA) | BIT(TABLE_REFBLOCK) | BIT(TABLE_REFTABLE) | BIT(TABLE_HEADER),
 };
 
+/* The names of what a commit does for each kind (fault.h). */
+static const struct {
+    enum fault_point write, sync; /* sync: of what must be durable before */
+} table_points[TABLE_KINDS] = {
+    [TABLE_REFBLOCK] = {FAULT_COMMIT_REFBLOCK, FAULT_NONE},
+    [TABLE_REFTABLE] = {FAULT_COMMIT_REFTABLE, FAULT_SYNC_BEFORE_REFTABLE},
+    [TABLE_HEADER] = {FAULT_COMMIT_HEADER, FAULT_SYNC_BEFORE_HEADER},
+    [TABLE_L2] = {FAULT_COMMIT_L2, FAULT_SYNC_BEFORE_L2},
+    [TABLE_L1] = {FAULT_COMMIT_L1, FAULT_SYNC_BEFORE_L1},
+};
+
 #define FREES_MAX 65536 /* host ranges waiting for a commit: 1 MiB of memory */
 
 /* -- Frees ------------------------------------------------------------------------------------- */
@@ -85,7 +96,7 @@ static int release_frees_locked(struct table_cache *c, struct table_batch *batch
         int rc;
 
         pthread_mutex_unlock(c->lock);
-        hostfile_punch(c->file, f->len, f->host_off);
+        hostfile_punch(FAULT_AT(c->file, FAULT_PUNCH), f->len, f->host_off);
         pthread_mutex_lock(c->lock);
         rc = c->freed(c->freed_ctx, f->host_off, f->len, result ? NULL : err);
         if (!result)
@@ -97,7 +108,8 @@ static int release_frees_locked(struct table_cache *c, struct table_batch *batch
 
 /* -- Commit ------------------------------------------------------------------------------------ */
 
-static int sync_locked(struct table_cache *c, unsigned *unsynced, struct cairn_error *err)
+static int sync_locked(struct table_cache *c, unsigned *unsynced, enum fault_point point,
+                       struct cairn_error *err)
 {
     int rc;
 
@@ -105,7 +117,7 @@ static int sync_locked(struct table_cache *c, unsigned *unsynced, struct cairn_e
         *unsynced |= BIT(TABLE_DATA);
     c->data_written = false;
     pthread_mutex_unlock(c->lock);
-    rc = hostfile_sync(c->file, err);
+    rc = hostfile_sync(FAULT_AT(c->file, point), err);
     pthread_mutex_lock(c->lock);
     c->nr_syncs++;
     if (rc) {
@@ -126,7 +138,8 @@ static int write_page_locked(struct table_cache *c, unsigned closed, struct tabl
     memcpy(bytes, page->frozen ? page->frozen : page->bytes, sizeof(bytes));
     page->pins++;
     pthread_mutex_unlock(c->lock);
-    rc = hostfile_pwrite(c->file, bytes, sizeof(bytes), page->host_off, err);
+    rc = hostfile_pwrite(FAULT_AT(c->file, table_points[page->kind].write), bytes, sizeof(bytes),
+                         page->host_off, err);
     pthread_mutex_lock(c->lock);
     if (!rc && page->dirty[closed])
         table_clean_locked(c, page, closed);
@@ -143,7 +156,7 @@ static int write_kind_locked(struct table_cache *c, unsigned closed, enum table_
     if (TAILQ_EMPTY(list))
         return CAIRN_OK;
     if (*unsynced & table_after[kind]) {
-        int rc = sync_locked(c, unsynced, err);
+        int rc = sync_locked(c, unsynced, table_points[kind].sync, err);
 
         if (rc)
             return rc;
@@ -193,7 +206,7 @@ static int commit_locked(struct table_cache *c, struct cairn_error *err)
     for (enum table_kind kind = TABLE_REFBLOCK; !rc && kind < TABLE_KINDS; kind++)
         rc = write_kind_locked(c, closed, kind, &unsynced, err);
     if (!rc && unsynced)
-        rc = sync_locked(c, &unsynced, err);
+        rc = sync_locked(c, &unsynced, FAULT_SYNC_LAST, err);
     if (!rc)
         return release_frees_locked(c, &c->batch[closed], err);
     if (unsynced)

@@ -250,7 +250,7 @@ static void test_a_long_write_is_one_system_call(void **state)
 {
     struct active *a = create(without_base());
     unsigned nr_writes = 0;
-    const struct hostfile_hook hook = {count_writes, &nr_writes};
+    const struct hostfile_hook hook = {.before = count_writes, .ctx = &nr_writes};
 
     (void)state;
     put(a, 1, SUB, 7 * MIB); /* makes the L2 table */

@@ -30,7 +30,7 @@ static int inject(void *ctx, const struct hostfile_event *event)
 
 static void set_fault(struct active *a, struct fault *fault)
 {
-    fault->hook = (struct hostfile_hook){inject, fault};
+    fault->hook = (struct hostfile_hook){.before = inject, .ctx = fault};
     a->file.hook = &fault->hook;
 }
 

@@ -88,7 +88,7 @@ static int record(void *ctx, const struct hostfile_event *event)
     struct recorded *e;
     size_t done = 0;
 
-    if (event->op == HOSTFILE_READ)
+    if (event->op == HOSTFILE_READ || event->op == HOSTFILE_CHANGE)
         return 0;
     run->events = grow(run->events, run->nr_events, &run->max_events, sizeof(*e));
     e = &run->events[run->nr_events++];
@@ -170,7 +170,7 @@ static void do_something(struct run *run)
 
 static void record_workload(struct run *run, const struct active_options *options)
 {
-    struct hostfile_hook hook = {record, run};
+    struct hostfile_hook hook = {.before = record, .ctx = run};
 
     unlink(IMAGE);
     assert_int_equal(active_create(IMAGE, options, &run->a, NULL), 0);

@@ -36,7 +36,7 @@ static int record(void *ctx, const struct hostfile_event *event)
     struct fixture *f = ctx;
     size_t used = strlen(f->log);
 
-    if (event->op != HOSTFILE_READ)
+    if (event->op != HOSTFILE_READ && event->op != HOSTFILE_CHANGE)
         snprintf(f->log + used, sizeof(f->log) - used, event->op == HOSTFILE_SYNC ? "%c " : "%c%u ",
                  letters[event->op], (unsigned)(event->host_off / TABLE_PAGE_SIZE));
     if (event->op == HOSTFILE_SYNC && f->on_sync)
@@ -63,7 +63,7 @@ static int setup(void **state)
         hostfile_init(&f->file, fd, "tables", NULL))
         return -1;
     pthread_mutex_init(&f->lock, NULL);
-    f->hook = (struct hostfile_hook){record, f};
+    f->hook = (struct hostfile_hook){.before = record, .ctx = f};
     f->file.hook = &f->hook;
     *state = f;
     if (table_cache_new(&f->file, &f->lock, 1, &f->cache, NULL))
