@@ -230,7 +230,8 @@ static int decode_cairn_parent(struct decoder *d, const uint8_t *data, uint32_t 
     static const uint8_t pending[QCOW2_CAIRN_PARENT_LEN];
     char quoted[QUOTE_MAX];
 
-    if (len == sizeof(pending) && memcmp(data, pending, len) == 0)
+    d->hdr->parent_pending = len == sizeof(pending) && memcmp(data, pending, len) == 0;
+    if (d->hdr->parent_pending)
         return CAIRN_OK;
     if (digest_parse((const char *)data, len, &d->hdr->parent, NULL) != CAIRN_OK)
         return error_set(err, CAIRN_E_CORRUPT,

@@ -18,6 +18,14 @@
 int qcow2_header_read(struct source *src, struct qcow2_header *ret_hdr, struct cairn_error *err);
 void qcow2_header_release(struct qcow2_header *hdr);
 
+/*
+ * The bytes of a version 3 header with recorded parent, backing format and backing name, which go
+ * to the file's start; size is at least 512, the rest is filled with zeros.  The place of the
+ * backing name, feature bits of other classes and other extensions are not taken from hdr.  Returns
+ * the bytes used; 0: there is no room.
+ */
+size_t qcow2_header_encode(const struct qcow2_header *hdr, uint8_t *bytes, size_t size);
+
 /* CAIRN_E_UNSUPPORTED, by name, for what a resolver refuses (DESIGN 4.1). */
 int qcow2_header_check_supported(const struct source *src, const struct qcow2_header *hdr,
                                  struct cairn_error *err);

@@ -58,6 +58,7 @@ struct qcow2_header {
     uint64_t crypto_header_offset;
     uint64_t crypto_header_length;
     struct digest parent; /* of the Cairn extension 0x434e5250, if has_parent */
+    bool parent_pending;  /* the extension is there, and does not say which */
 };
 
 struct qcow2_snapshot {

@@ -2,8 +2,8 @@
 /*
  * A few threads that take pieces of one job until none is left, or one of them fails.
  */
-#ifndef CLIENT_CREW_H
-#define CLIENT_CREW_H
+#ifndef ENGINE_CREW_H
+#define ENGINE_CREW_H
 
 #include "error.h"
 
