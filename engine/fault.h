@@ -34,7 +34,6 @@
     POINT(COUNT_UP_END, "count.up-end")                                                            \
     POINT(COUNT_DOWN, "count.down")                                                                \
     POINT(GROW_FILE, "grow.file")                                                                  \
-    POINT(GROW_FILE_LEAST, "grow.file-least")                                                      \
     POINT(GROW_REFBLOCK, "grow.refblock")                                                          \
     POINT(GROW_REFBLOCK_LINK, "grow.refblock-link")                                                \
     POINT(GROW_REFTABLE_BLOCK, "grow.reftable-block")                                              \
@@ -76,7 +75,11 @@
     POINT(REBUILD_SYNC, "rebuild.sync")                                                            \
     POINT(REBUILD_HEADER, "rebuild.header")                                                        \
     POINT(REBUILD_HEADER_SYNC, "rebuild.header-sync")                                              \
-    POINT(BACKING_HEADER, "backing.header")
+    POINT(BACKING_HEADER, "backing.header")                                                        \
+    /* The file that sealing writes: seal_file.c */                                                \
+    POINT(SEAL_BYTES, "seal.bytes")                                                                \
+    POINT(SEAL_HEADER, "seal.header")                                                              \
+    POINT(SEAL_SYNC, "seal.sync")
 
 enum fault_point {
     FAULT_NONE, /* a step without a name */

@@ -494,7 +494,7 @@ static int grow_file_locked(struct refcounts *r, struct cairn_error *err)
     rc = hostfile_truncate(FAULT_AT(r->file, FAULT_GROW_FILE), size, err);
     if (rc) {
         size = least; /* a limit may be near */
-        rc = hostfile_truncate(FAULT_AT(r->file, FAULT_GROW_FILE_LEAST), size, err);
+        rc = hostfile_truncate(FAULT_AT(r->file, FAULT_GROW_FILE), size, err);
     }
     pthread_mutex_lock(r->lock);
     if (!rc)

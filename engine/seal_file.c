@@ -116,7 +116,9 @@ static int flush_stream(struct seal_file *f, struct cairn_error *err)
     size_t len = f->stream_len;
 
     f->stream_len = 0;
-    return len > 0 ? hostfile_pwrite(f->out, f->stream, len, f->stream_off, err) : CAIRN_OK;
+    if (len == 0)
+        return CAIRN_OK;
+    return hostfile_pwrite(FAULT_AT(f->out, FAULT_SEAL_BYTES), f->stream, len, f->stream_off, err);
 }
 
 /* Offsets ascend; what is left out is a hole in the file and reads as zeros. */
@@ -128,7 +130,9 @@ static int put_bytes(struct seal_file *f, const uint8_t *bytes, size_t len, uint
     if (f->stream_off + f->stream_len != host_off || f->stream_len + len > STREAM_BYTES)
         rc = flush_stream(f, err);
     if (rc != CAIRN_OK || len > STREAM_BYTES)
-        return rc != CAIRN_OK ? rc : hostfile_pwrite(f->out, bytes, len, host_off, err);
+        return rc != CAIRN_OK
+                   ? rc
+                   : hostfile_pwrite(FAULT_AT(f->out, FAULT_SEAL_BYTES), bytes, len, host_off, err);
     if (f->stream_len == 0)
         f->stream_off = host_off;
     memcpy(f->stream + f->stream_len, bytes, len);
@@ -419,9 +423,10 @@ int seal_file_finish(struct seal_file *f, uint64_t *ret_size, struct cairn_error
     if (rc == CAIRN_OK)
         rc = write_tail(f, err);
     if (rc == CAIRN_OK)
-        rc = hostfile_pwrite(f->out, f->refblock, encode_header(f, f->refblock), 0, err);
+        rc = hostfile_pwrite(FAULT_AT(f->out, FAULT_SEAL_HEADER), f->refblock,
+                             encode_header(f, f->refblock), 0, err);
     if (rc == CAIRN_OK)
-        rc = hostfile_sync(f->out, err);
+        rc = hostfile_sync(FAULT_AT(f->out, FAULT_SEAL_SYNC), err);
     *ret_size = f->end;
     return rc;
 }
