@@ -7,6 +7,7 @@ What QEMU 7.2 does wrong is kept away from as in qemu.py: a compressed write goe
 the image never touched, and has a qemu-io run of its own.
 """
 
+import os
 import shutil
 import signal
 
@@ -23,6 +24,8 @@ class Lived(qemu.RandomChain):
         self.log, self.snapshots, self.bitmaps = log, {}, {}
         self.touched = set()  # clusters of the layer that is being made
         super().__init__(rng, folder)
+        if self.top_format == "raw":  # here qemu-img map counts bytes, and we sectors
+            os.truncate(self.top, self.top.stat().st_size // qemu.SECTOR * qemu.SECTOR)
 
     def note(self, path, *words):
         self.log.append(f"{path.name}: {' '.join(map(str, words))}")
@@ -119,8 +122,11 @@ class Lived(qemu.RandomChain):
             self.img(path, "snapshot", "-d", name)
 
     def resize(self, path, plan, source):
-        """Not where QEMU does not: version 2 with snapshots, or with something beneath to hide."""
-        if plan.version == 2 and (self.snapshots[path] or len(self.layers) > 1):
+        """Not where QEMU does not: version 2 with snapshots; and what is beneath is not hidden in
+        version 2, nor by a part of a compressed cluster."""
+        if plan.version == 2 and self.snapshots[path]:
+            return
+        if len(self.layers) > 1 and (plan.version == 2 or plan.extended):
             return
         size = min(max(int(plan.size * self.rng.uniform(0.5, 1.5)) // qemu.SECTOR, 1)
                    * qemu.SECTOR, SIZE_MAX)

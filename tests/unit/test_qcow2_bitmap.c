@@ -152,14 +152,20 @@ struct subject {
     uint8_t *table;
 };
 
-static void load(struct subject *s)
+/* The data of the bitmaps extension. */
+static uint8_t *extension_of(const struct subject *s)
 {
     size_t ext = QCOW2_HDR_FULL_LENGTH;
 
-    s->bytes = load_file("p.qcow2", &s->len);
     while (bytes_get_be32(s->bytes + ext) != QCOW2_EXT_BITMAPS)
         ext += 8;
-    s->entry = s->bytes + bytes_get_be64(s->bytes + ext + QCOW2_EXT_HEADER_LEN + 16);
+    return s->bytes + ext + QCOW2_EXT_HEADER_LEN;
+}
+
+static void load(struct subject *s)
+{
+    s->bytes = load_file("p.qcow2", &s->len);
+    s->entry = s->bytes + bytes_get_be64(extension_of(s) + 16);
     s->table = s->bytes + bytes_get_be64(s->entry + QCOW2_BITMAP_TABLE_OFFSET);
 }
 
@@ -176,7 +182,7 @@ static int setup(void **state)
     if (qemu_setup(state) != 0)
         return -1;
     sh("qemu-img create -f qcow2 p.qcow2 1M; qemu-img bitmap --add p.qcow2 b; "
-       "qemu-io -c 'write 64k 64k' p.qcow2");
+       "qemu-io -c 'write 64k 64k' p.qcow2; truncate -s 1M p.qcow2");
     return 0;
 }
 
@@ -256,6 +262,36 @@ static void test_unknown_bitmaps_are_refused(void **state)
     assert_refused(&s, CAIRN_E_UNSUPPORTED, "bitmap \"b\": unknown flags 0x100");
 }
 
+/* Eight bytes of extra data, which make the directory's only entry longer by as many. */
+static void load_with_extra_data(struct subject *s, uint32_t flags)
+{
+    uint8_t *ext;
+
+    load(s);
+    memmove(s->entry + QCOW2_BITMAP_LENGTH + 8, s->entry + QCOW2_BITMAP_LENGTH, 8);
+    memset(s->entry + QCOW2_BITMAP_LENGTH, 0xee, 8);
+    bytes_put_be32(s->entry + QCOW2_BITMAP_EXTRA_LEN, 8);
+    bytes_put_be32(s->entry + QCOW2_BITMAP_FLAGS, flags);
+    ext = extension_of(s);
+    bytes_put_be64(ext + 8, bytes_get_be64(ext + 8) + 8);
+}
+
+static void test_extra_data_is_refused_unless_it_may_be_ignored(void **state)
+{
+    CLEANUP_FREE struct ranges *ours = malloc(sizeof(*ours));
+    struct cairn_error err;
+    struct subject s;
+
+    (void)state;
+    load_with_extra_data(&s, QCOW2_BITMAP_AUTO);
+    assert_refused(&s, CAIRN_E_UNSUPPORTED,
+                   "bitmap \"b\": 8 bytes of extra data that must be understood");
+    load_with_extra_data(&s, QCOW2_BITMAP_AUTO | QCOW2_BITMAP_EXTRA_KNOWN);
+    assert_int_equal(scan_subject(&s, ours, &err), CAIRN_OK);
+    assert_int_equal(ours->nr, 1);
+    free(s.bytes);
+}
+
 static void test_wrong_tables_are_refused(void **state)
 {
     struct subject s;
@@ -319,6 +355,7 @@ int main(void)
         cmocka_unit_test(test_a_bitmap_in_use_is_refused),
         cmocka_unit_test(test_stale_bitmaps_are_refused),
         cmocka_unit_test(test_unknown_bitmaps_are_refused),
+        cmocka_unit_test(test_extra_data_is_refused_unless_it_may_be_ignored),
         cmocka_unit_test(test_wrong_tables_are_refused),
         cmocka_unit_test(test_wrong_entries_are_refused),
         cmocka_unit_test(test_no_such_bitmap),

@@ -312,6 +312,52 @@ static void test_without_a_disk_size_it_is_the_images(void **state)
     assert_int_equal(qcow2_snapshot_scan(image, 0, ignore, NULL, NULL), CAIRN_OK);
 }
 
+/* The first snapshot of p.qcow2 with so many bytes of extra data: the first 8 are the size of the
+ * VM state, the next 8 that of the disk, what follows we do not know. */
+static void list_with_extra(uint32_t extra_len, uint64_t *ret_vm_state, uint64_t *ret_disk)
+{
+    CLEANUP_FREE uint8_t *bytes = NULL;
+    CLEANUP(source_free_p) struct source *src = NULL;
+    CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
+    const struct qcow2_snapshot *list;
+    uint8_t *entry, *extra;
+    uint32_t nr;
+    size_t len;
+
+    bytes = load_file("p.qcow2", &len);
+    entry = bytes + bytes_get_be64(bytes + QCOW2_HDR_SNAPSHOTS_OFFSET);
+    extra = entry + QCOW2_SNAP_LENGTH;
+    memmove(extra + extra_len, extra + bytes_get_be32(entry + QCOW2_SNAP_EXTRA_LEN), 8);
+    bytes_put_be32(entry + QCOW2_SNAP_EXTRA_LEN, extra_len);
+    bytes_put_be32(entry + QCOW2_SNAP_VM_STATE_SIZE32, 111);
+    for (uint32_t i = 0; i < extra_len; i += 8)
+        bytes_put_be64(extra + i, i == 0 ? UINT64_C(1) << 33 : 65536 + i);
+    assert_int_equal(source_from_memory(bytes, len, "layer x", &src, NULL), CAIRN_OK);
+    assert_int_equal(qcow2_image_open(src, 0, &image, NULL), CAIRN_OK);
+    assert_int_equal(qcow2_image_snapshots(image, &list, &nr, NULL), CAIRN_OK);
+    assert_string_equal(list[0].name, "s");
+    *ret_vm_state = list[0].vm_state_size;
+    *ret_disk = list[0].disk_size;
+}
+
+static void test_extra_data_counts_as_far_as_it_reaches(void **state)
+{
+    uint64_t vm_state, disk;
+
+    (void)state;
+    list_with_extra(0, &vm_state, &disk);
+    assert_int_equal(vm_state, 111);
+    assert_int_equal(disk, 1 << 20); /* the image's */
+    list_with_extra(8, &vm_state, &disk);
+    assert_int_equal(vm_state, UINT64_C(1) << 33);
+    assert_int_equal(disk, 1 << 20);
+    for (uint32_t len = 16; len <= 40; len += 8) {
+        list_with_extra(len, &vm_state, &disk);
+        assert_int_equal(vm_state, UINT64_C(1) << 33);
+        assert_int_equal(disk, 65536 + 8);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -322,6 +368,7 @@ int main(void)
         cmocka_unit_test(test_a_snapshot_is_found_by_name_or_id),
         cmocka_unit_test(test_wrong_tables_are_refused),
         cmocka_unit_test(test_without_a_disk_size_it_is_the_images),
+        cmocka_unit_test(test_extra_data_counts_as_far_as_it_reaches),
     };
 
     return cmocka_run_group_tests(tests, qemu_setup, qemu_teardown);
