@@ -24,6 +24,7 @@ static void free_active(struct active *a)
     table_cache_free(a->tables);
     hostfile_release(&a->file);
     inflight_release(&a->inflight);
+    partials_release(&a->partials);
     pthread_mutex_destroy(&a->lock);
     free(a);
 }
@@ -88,6 +89,7 @@ int active_open(const char *path, const struct active_options *options, struct a
         return error_no_memory(err, "an active layer");
     pthread_mutex_init(&a->lock, NULL);
     inflight_init(&a->inflight);
+    partials_init(&a->partials);
     a->file.fd = -1;
     rc = set_up(a, path, options, err);
     if (rc) {
@@ -117,8 +119,13 @@ int active_close(struct active *a, struct cairn_error *err)
     if (!a)
         return CAIRN_OK;
     pthread_mutex_lock(&a->lock);
-    if (!a->sealed)
-        rc = settle_locked(a, err);
+    if (!a->sealed) {
+        int settled;
+
+        rc = partial_complete_all_locked(a, err);
+        settled = settle_locked(a, rc ? NULL : err);
+        rc = rc ? rc : settled;
+    }
     pthread_mutex_unlock(&a->lock);
     free_active(a);
     return rc;
@@ -164,9 +171,12 @@ static uint64_t count_data(struct active *a)
 
     for (uint64_t off = 0; off < a->shape.virtual_size;) {
         struct extent run;
-        size_t nr;
+        int rc;
 
-        if (active_map(a, off, a->shape.virtual_size - off, &run, 1, &nr, NULL) || nr == 0)
+        pthread_mutex_lock(&a->lock);
+        rc = l2_get_run_locked(a, off, a->shape.virtual_size - off, &run, NULL);
+        pthread_mutex_unlock(&a->lock);
+        if (rc)
             break;
         sum += run.kind == EXTENT_DATA ? run.len : 0;
         off += run.len;
@@ -196,8 +206,10 @@ void active_get_stats(struct active *a, struct active_stats *ret_stats)
 int active_flush(struct active *a, struct cairn_error *err)
 {
     SCOPED_LOCK(&a->lock);
+    int rc = partial_complete_all_locked(a, err);
+    int flushed = table_flush_locked(a->tables, rc ? NULL : err);
 
-    return table_flush_locked(a->tables, err);
+    return rc ? rc : flushed;
 }
 
 static int write_parent_locked(struct active *a, const struct digest *chain_id,
@@ -251,6 +263,9 @@ int active_seal(struct active *a, struct cairn_error *err)
 
     if (a->sealed)
         return CAIRN_OK;
+    rc = partial_complete_all_locked(a, err);
+    if (rc)
+        return rc;
     a->sealed = true; /* nobody writes from here on, unless this fails */
     rc = settle_locked(a, err);
     if (!rc)

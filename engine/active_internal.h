@@ -7,7 +7,8 @@
  *   active_header.c  the header: writing it, and which shapes are taken
  *   active_l2.c      L2 entries: finding, checking, changing them; runs of one status
  *   active_read.c    reading, map
- *   active_write.c   writing, copy-on-write
+ *   active_write.c   writing
+ *   active_partial.c subclusters written in part, and their copy-on-write
  *   active_zero.c    zeroing, discarding
  *   inflight.c       who may go on beside whom
  *   refcount.c       host clusters
@@ -46,12 +47,20 @@ enum active_parent_state {
     ACTIVE_PARENT_KNOWN,     /* from here on `parent` does not change */
 };
 
+/* Subclusters written in part: active_partial.c. */
+struct partials {
+    TAILQ_HEAD(, partial) list; /* oldest first */
+    unsigned nr;
+    uint64_t last_serial;
+};
+
 struct active {
     pthread_mutex_t lock; /* the only one; guards what is marked (L) */
     struct hostfile file;
     struct table_cache *tables;  /* (L) */
     struct refcounts *refcounts; /* (L) */
     struct inflight inflight;    /* (L) */
+    struct partials partials;    /* (L) */
     bool sealed;                 /* (L) */
     struct active_shape shape;
     struct active_backing backing;
@@ -151,6 +160,31 @@ uint32_t l2_mask(const struct active *a, uint64_t guest_off, uint64_t end);
 /* The longest run of one status from guest_off on, at most len: as an extent with layer 0. */
 int l2_get_run_locked(struct active *a, uint64_t guest_off, uint64_t len, struct extent *ret_run,
                       struct cairn_error *err);
+
+/* -- active_partial.c --------------------------------------------------------------------------- */
+
+void partials_init(struct partials *t);
+void partials_release(struct partials *t);
+
+/*
+ * [guest_off, end), within one subcluster that has nothing of its own yet, is in the file now.
+ * *ret_whole: all of the subcluster is; then the caller marks it, and the note is forgotten.
+ */
+int partial_note_locked(struct active *a, uint64_t guest_off, uint64_t end, bool *ret_whole,
+                        struct cairn_error *err);
+/* The subclusters that the range touches have another status now. */
+void partial_forget_locked(struct active *a, uint64_t guest_off, uint64_t end);
+
+/* What follows lets go of the lock, and may wait for others and for what lies beneath: the caller
+ * has no operation running. */
+
+/* Before a write that may need a note: see that there are not too many. */
+int partial_make_room_locked(struct active *a, struct cairn_error *err);
+/* Those that there are at the call; stops at the first that cannot be completed. */
+int partial_complete_all_locked(struct active *a, struct cairn_error *err);
+/* l2_get_run_locked; where the run falls through, nothing of it is written in part. */
+int partial_get_run_locked(struct active *a, uint64_t guest_off, uint64_t len,
+                           struct extent *ret_run, struct cairn_error *err);
 
 /* -- active_read.c ----------------------------------------------------------------------------- */
 

@@ -4,7 +4,7 @@
  *
  * A read goes run by run.  Only runs of this layer's own data are registered in flight, for only
  * their host clusters could be given away meanwhile; what lies beneath does not change, so a slow
- * read of it keeps nobody waiting.
+ * read of it keeps nobody waiting.  Subclusters written in part are completed first.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -32,7 +32,7 @@ static int begin_read(struct active *a, struct inflight_op *op, size_t len, uint
     SCOPED_LOCK(&a->lock);
 
     for (;;) {
-        int rc = l2_get_run_locked(a, guest_off, len, ret_run, err);
+        int rc = partial_get_run_locked(a, guest_off, len, ret_run, err);
 
         if (rc || ret_run->kind != EXTENT_DATA) {
             inflight_leave_locked(&a->inflight, op);
@@ -107,7 +107,7 @@ int active_map(struct active *a, uint64_t guest_off, uint64_t len, struct extent
         struct extent run;
 
         pthread_mutex_lock(&a->lock);
-        rc = l2_get_run_locked(a, guest_off, end - guest_off, &run, err);
+        rc = partial_get_run_locked(a, guest_off, end - guest_off, &run, err);
         pthread_mutex_unlock(&a->lock);
         if (rc)
             return rc;

@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Writing, with copy-on-write of what is less than a subcluster.
+ * Writing.
  *
  * A step writes to one run of host clusters:
  *
  *   begin   look the entries up; register in flight; give clusters that are missing a place.  The
  *           entry names the host cluster from here on, with no subcluster allocated, which means
  *           "falls through" as before.  So any number of writers can fill one cluster at once.
- *   write   without the lock: complete the first and last subcluster with what is there so far,
- *           if they are written for the first time and in part; one pwritev.
+ *   write   without the lock: one pwritev.
  *   end     mark the subclusters as allocated: only now, when the data is in the file, and so in
  *           a batch whose commit makes the data durable before the entry.
  *
- * A step that only writes to allocated subclusters, or to whole ones, goes on beside all others
- * (INFLIGHT_WRITE); one that completes subclusters is alone there (INFLIGHT_CHANGE), because the
- * older bytes it puts around its own must not overwrite what another writer has just written.
+ * A first or last subcluster that is written for the first time and in part needs its other bytes,
+ * too.  Where it falls through to what lies beneath, they can wait: active_partial.c keeps note of
+ * it until it is whole.  Where it reads as zeros, the step writes zeros around its own bytes.
+ *
+ * A step that only writes its own bytes goes on beside all others (INFLIGHT_WRITE); one that puts
+ * zeros around them is alone there (INFLIGHT_CHANGE), because these must not overwrite what another
+ * writer has just written.
  *
  * The last subcluster of the disk may reach past its end; the rest is zeros, for good order should
  * the disk ever grow.
@@ -25,13 +28,11 @@
 #include "active_internal.h"
 #include "checked.h"
 
-#define SMALL_SUB 4096 /* subclusters up to this size are completed without an allocation */
-
 /* What completes a subcluster of which only a part is written. */
 enum fill {
-    FILL_NONE, /* allocated already */
-    FILL_ZEROS,
-    FILL_BENEATH,
+    FILL_NONE,  /* allocated already, or written as a whole */
+    FILL_ZEROS, /* this step does */
+    FILL_LATER,
 };
 
 struct write_step {
@@ -49,7 +50,7 @@ static enum fill fill_of(const struct active *a, const struct l2_entry *e, unsig
 {
     if (e->alloc >> sub & 1)
         return FILL_NONE;
-    return (e->zero >> sub & 1) || !a->beneath ? FILL_ZEROS : FILL_BENEATH;
+    return (e->zero >> sub & 1) || !a->beneath ? FILL_ZEROS : FILL_LATER;
 }
 
 /*
@@ -177,7 +178,7 @@ static int enter_locked(struct active *a, struct write_step *s, struct cairn_err
             rc = measure_locked(a, s, err);
         if (rc)
             return rc;
-        alone = s->head != FILL_NONE || s->tail != FILL_NONE;
+        alone = s->head == FILL_ZEROS || s->tail == FILL_ZEROS;
         if (inflight_try_locked(&a->inflight, &s->op, alone ? INFLIGHT_CHANGE : INFLIGHT_WRITE,
                                 round_down(s->guest_off, active_sub_size(a)),
                                 round_up(s->end, active_sub_size(a))))
@@ -196,8 +197,12 @@ static void leave_locked(struct active *a, struct write_step *s)
 static int begin_write(struct active *a, struct write_step *s, struct cairn_error *err)
 {
     SCOPED_LOCK(&a->lock);
-    int rc = enter_locked(a, s, err);
+    int rc = CAIRN_OK;
 
+    if (!is_aligned(s->guest_off | s->end, active_sub_size(a)))
+        rc = partial_make_room_locked(a, err);
+    if (!rc)
+        rc = enter_locked(a, s, err);
     if (!rc && s->host_off == 0)
         rc = allocate_locked(a, s, err);
     if (rc || s->end == s->guest_off)
@@ -207,101 +212,76 @@ static int begin_write(struct active *a, struct write_step *s, struct cairn_erro
 
 /* -- Write ------------------------------------------------------------------------------------- */
 
-/* The bytes at [guest_off, guest_off + len) so far, for the layer has none of its own there. */
-static int complete(struct active *a, enum fill fill, uint8_t *buf, uint64_t len,
-                    uint64_t guest_off, struct cairn_error *err)
+static int write_data(struct active *a, const struct write_step *s, const void *buf,
+                      struct cairn_error *err)
 {
-    uint64_t inside =
-        guest_off < a->shape.virtual_size ? min_u64(len, a->shape.virtual_size - guest_off) : 0;
-
-    if (fill != FILL_BENEATH || !a->backing.pread)
-        inside = 0;
-    memset(buf + inside, 0, len - inside);
-    if (inside == 0)
-        return CAIRN_OK;
-    atomic_fetch_add(&a->backing_bytes, inside);
-    return active_read_beneath(a, buf, inside, guest_off, err);
-}
-
-/* The parts of the first and last subcluster around the step's own bytes: empty if it is aligned,
- * or if those subclusters are allocated. */
-struct surroundings {
-    uint64_t head_len, tail_len;
-    uint8_t *head, *tail;
-    uint8_t small[2 * SMALL_SUB];
-    uint8_t *large; /* owned */
-};
-
-static int read_surroundings(struct active *a, const struct write_step *s,
-                             struct surroundings *around, struct cairn_error *err)
-{
+    static uint8_t zeros[1 << (QCOW2_CLUSTER_BITS_MAX - QCOW2_SUBCLUSTER_BITS)]; /* they stay so */
     uint64_t sub = active_sub_size(a);
-    uint64_t head_off = round_down(s->guest_off, sub);
-    bool one = head_off == round_down(s->end - 1, sub);
-    int rc;
-
-    around->head_len = s->head != FILL_NONE ? s->guest_off - head_off : 0;
-    around->tail_len = s->tail != FILL_NONE ? round_up(s->end, sub) - s->end : 0;
-    if (around->head_len + around->tail_len == 0)
-        return CAIRN_OK;
-    if (sub > SMALL_SUB) {
-        around->large = malloc(2 * sub);
-        if (!around->large)
-            return error_no_memory(err, "a subcluster");
-    }
-    around->head = around->large ? around->large : around->small;
-    around->tail = around->head + sub;
-    if (one && around->head_len > 0 && around->tail_len > 0) {
-        /* One request for both; from beneath that is what costs. */
-        around->tail = around->head + (s->end - head_off);
-        return complete(a, s->head, around->head, sub, head_off, err);
-    }
-    rc = complete(a, s->head, around->head, around->head_len, head_off, err);
-    return rc ? rc : complete(a, s->tail, around->tail, around->tail_len, s->end, err);
-}
-
-static int write_out(struct active *a, const struct write_step *s, const void *buf,
-                     struct surroundings *around, struct cairn_error *err)
-{
+    uint64_t head_len = s->head == FILL_ZEROS ? s->guest_off % sub : 0;
+    uint64_t tail_len = s->tail == FILL_ZEROS ? round_up(s->end, sub) - s->end : 0;
     struct iovec iov[3] = {
-        {around->head, around->head_len},
+        {zeros, head_len},
         {.iov_len = s->end - s->guest_off},
-        {around->tail, around->tail_len},
+        {zeros, tail_len},
     };
-    int first = around->head_len > 0 ? 0 : 1;
+    int first = head_len > 0 ? 0 : 1;
     int rc;
 
     memcpy(&iov[1].iov_base, &buf, sizeof(buf)); /* not written to; iovec cannot say so */
     rc = hostfile_pwritev(FAULT_AT(&a->file, FAULT_DATA_WRITE), iov + first,
-                          (around->tail_len > 0 ? 3 : 2) - first, s->host_off - around->head_len,
-                          err);
+                          (tail_len > 0 ? 3 : 2) - first, s->host_off - head_len, err);
     return rc ? error_prefix(err, rc, "guest offset 0x%" PRIx64, s->guest_off) : CAIRN_OK;
-}
-
-static int write_data(struct active *a, const struct write_step *s, const void *buf,
-                      struct cairn_error *err)
-{
-    struct surroundings around;
-    int rc;
-
-    around.large = NULL;
-    rc = read_surroundings(a, s, &around, err);
-    if (!rc)
-        rc = write_out(a, s, buf, &around, err);
-    free(around.large);
-    return rc;
 }
 
 /* -- End --------------------------------------------------------------------------------------- */
 
+/* [guest_off, end) of one subcluster is in the file: is it whole now? */
+static int note_part_locked(struct active *a, const struct write_step *s, uint64_t guest_off,
+                            uint64_t end, bool *ret_whole, struct cairn_error *err)
+{
+    struct l2_entry e;
+    int rc = l2_get_entry_locked(a, s->page, guest_off, &e, err);
+
+    *ret_whole = true;
+    if (rc || fill_of(a, &e, active_sub_index(a, guest_off)) == FILL_NONE)
+        return rc; /* another writer has brought the rest */
+    return partial_note_locked(a, guest_off, end, ret_whole, err);
+}
+
+/* Take from [*from, *to) the first and the last subcluster, if they are not whole yet. */
+static int note_parts_locked(struct active *a, const struct write_step *s, uint64_t *from,
+                             uint64_t *to, struct cairn_error *err)
+{
+    uint64_t first_end = round_down(s->guest_off, active_sub_size(a)) + active_sub_size(a);
+    uint64_t last = round_down(s->end - 1, active_sub_size(a));
+    bool one = last < first_end, whole = true;
+    int rc = CAIRN_OK;
+
+    if (s->head == FILL_LATER || (one && s->tail == FILL_LATER)) {
+        rc = note_part_locked(a, s, s->guest_off, min_u64(first_end, s->end), &whole, err);
+        if (!whole)
+            *from = first_end;
+    }
+    if (!rc && !one && s->tail == FILL_LATER) {
+        rc = note_part_locked(a, s, last, s->end, &whole, err);
+        if (!whole)
+            *to = last;
+    }
+    return rc;
+}
+
 static int mark_locked(struct active *a, const struct write_step *s, struct cairn_error *err)
 {
+    uint64_t from = s->guest_off, to = s->end;
     uint8_t *bytes;
-    int rc = table_modify_locked(FAULT_AT(a->tables, FAULT_L2_MARK), s->page, &bytes, err);
+    int rc = note_parts_locked(a, s, &from, &to, err);
 
-    for (uint64_t off = s->guest_off; !rc && off < s->end;
+    if (rc || from >= to)
+        return rc;
+    rc = table_modify_locked(FAULT_AT(a->tables, FAULT_L2_MARK), s->page, &bytes, err);
+    for (uint64_t off = from; !rc && off < to;
          off = round_down(off, active_cluster_size(a)) + active_cluster_size(a)) {
-        uint32_t mask = l2_mask(a, off, s->end);
+        uint32_t mask = l2_mask(a, off, to);
         struct l2_entry e;
 
         rc = l2_get_entry_locked(a, s->page, off, &e, err);
@@ -311,6 +291,8 @@ static int mark_locked(struct active *a, const struct write_step *s, struct cair
         e.zero &= ~mask;
         l2_put_entry(a, bytes, off, &e);
     }
+    if (!rc)
+        partial_forget_locked(a, from, to);
     return rc;
 }
 

@@ -76,6 +76,8 @@ static int apply_locked(struct active *a, struct zero_step *s, struct cairn_erro
         if (z.host_off != e.host_off)
             table_free_locked(a->tables, e.host_off, active_cluster_size(a));
     }
+    if (!rc)
+        partial_forget_locked(a, s->guest_off, s->end);
     return rc;
 }
 

@@ -40,13 +40,15 @@
     POINT(GROW_REFTABLE, "grow.reftable")                                                          \
     POINT(GROW_REFTABLE_LINK, "grow.reftable-link")                                                \
     POINT(TRIM, "trim")                                                                            \
-    /* Guest data and its tables: active_l2.c, active_write.c, active_zero.c */                    \
+    /* Guest data and its tables: active_l2.c, active_write.c, active_partial.c, … */            \
     POINT(L2_TABLE, "l2.table")                                                                    \
     POINT(L2_TABLE_LINK, "l2.table-link")                                                          \
     POINT(L2_PLACE, "l2.place")                                                                    \
     POINT(L2_MARK, "l2.mark")                                                                      \
     POINT(L2_ZERO, "l2.zero")                                                                      \
     POINT(DATA_WRITE, "data.write")                                                                \
+    POINT(DATA_REST, "data.rest")                                                                  \
+    POINT(L2_MARK_REST, "l2.mark-rest")                                                            \
     POINT(DATA_READ, "data.read")                                                                  \
     /* The header of an active layer: active.c */                                                  \
     POINT(HEADER_PARENT, "header.parent")                                                          \

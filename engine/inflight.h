@@ -24,7 +24,7 @@
 
 enum inflight_mode {
     INFLIGHT_READ,   /* reads bytes from the host file */
-    INFLIGHT_WRITE,  /* writes to what is allocated, or whole subclusters */
+    INFLIGHT_WRITE,  /* writes its own bytes and no others */
     INFLIGHT_CHANGE, /* changes bytes that others may not write meanwhile: copy-on-write, zeroing */
     INFLIGHT_FREE,   /* frees host clusters: nothing else may touch them */
     INFLIGHT_MODES,

@@ -188,6 +188,7 @@ static void test_the_rest_of_a_subcluster_comes_from_beneath(void **state)
 
     (void)state;
     put(a, 7, 10, SUB + 100);
+    flush(a);
     assert_int_equal(stats_of(a).backing_bytes, SUB);
     assert_int_equal(atomic_load(&base.nr_reads), 1);
     expect(a, -1, SUB + 100, 0);
@@ -205,6 +206,7 @@ static void test_only_the_ends_of_a_long_write_are_completed(void **state)
 
     (void)state;
     put(a, 7, 2 * CLUSTER, SUB + 100);
+    flush(a);
     assert_int_equal(stats_of(a).backing_bytes, SUB);
     assert_int_equal(atomic_load(&base.nr_reads), 2);
     expect(a, -1, SUB + 100, 0);
@@ -534,6 +536,7 @@ static void test_parts_of_one_subcluster_written_at_once(void **state)
     base.on_read = start_write;
     base.ctx = &m;
     put(a, 1, 500, 100);
+    flush(a);
     pthread_join(m.thread, NULL);
     expect(a, -1, 100, 0);
     expect(a, 1, 500, 100);
@@ -552,6 +555,7 @@ static void test_a_whole_subcluster_is_not_undone_by_a_slow_copy(void **state)
     base.on_read = start_write;
     base.ctx = &m;
     put(a, 1, 500, 100);
+    flush(a);
     pthread_join(m.thread, NULL);
     expect(a, 2, SUB, 0);
     close_and_check(a);
@@ -565,7 +569,8 @@ static void test_other_subclusters_do_not_wait_for_a_slow_copy(void **state)
     (void)state;
     base.on_read = start_write;
     base.ctx = &m;
-    put(a, 1, 500, 100); /* comes back, so nobody waited for anybody */
+    put(a, 1, 500, 100);
+    flush(a); /* comes back, so nobody waited for anybody */
     expect(a, 1, 500, 100);
     expect(a, 2, SUB, SUB);
     close_and_check(a);
@@ -585,7 +590,7 @@ static void start_flush(void *ctx)
     pthread_join(m->thread, NULL);
 }
 
-static void test_a_flush_does_not_wait_for_a_slow_copy(void **state)
+static void test_a_flush_does_not_wait_for_a_slow_read(void **state)
 {
     struct active *a = create(with_base());
     struct meanwhile m = {.part = {.a = a}};
@@ -594,7 +599,7 @@ static void test_a_flush_does_not_wait_for_a_slow_copy(void **state)
     put(a, 3, SUB, 2 * CLUSTER);
     base.on_read = start_flush;
     base.ctx = &m;
-    put(a, 1, 500, 100);
+    assert_int_equal(byte_at(a, 100), base_byte(100));
     expect(a, 3, SUB, 2 * CLUSTER);
     base.on_read = NULL;
     close_and_check(a);
@@ -697,7 +702,7 @@ int main(void)
         cmocka_unit_test(test_parts_of_one_subcluster_written_at_once),
         cmocka_unit_test(test_a_whole_subcluster_is_not_undone_by_a_slow_copy),
         cmocka_unit_test(test_other_subclusters_do_not_wait_for_a_slow_copy),
-        cmocka_unit_test(test_a_flush_does_not_wait_for_a_slow_copy),
+        cmocka_unit_test(test_a_flush_does_not_wait_for_a_slow_read),
         cmocka_unit_test(test_many_writers_fill_one_cluster),
         cmocka_unit_test(test_the_refcount_table_grows),
         cmocka_unit_test(test_more_tables_than_the_cache_holds),
