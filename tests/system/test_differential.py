@@ -8,7 +8,9 @@ compared.  A failure tells seed, case and steps, and by hand the images stay; th
 by CAIRN_TEST_SEED=… CAIRN_TEST_CASE=… and the file's --test.
 """
 
+import hashlib
 import os
+import re
 import time
 
 import image_life
@@ -20,6 +22,7 @@ SECONDS = float(os.environ.get("CAIRN_TEST_SECONDS") or scaled(3, 8, 900))
 ONLY = os.environ.get("CAIRN_TEST_CASE")
 os.environ.setdefault("CAIRN_TEST_KEEP", "1")  # the runner says so itself
 
+SECRET = ("--object", "secret,id=s,data=cairn")
 CHECK_COUNTS = ("check-errors", "corruptions", "leaks", "image-end-offset", "total-clusters",
                 "allocated-clusters", "fragmented-clusters", "compressed-clusters")
 
@@ -78,9 +81,9 @@ class Differential(Case):
         ours = run(CAIRN, "image", "map", "--json", "--format", lived.top_format, lived.top).json()
         self.assertIsNone(qemu.first_extent_difference(ours, qemu.extent_map(lived.top)), "map")
 
-    def compare_checks(self, path):
+    def compare_checks(self, path, *their_path):
         ours = run(CAIRN, "image", "check", "--json", path, code=None).json()
-        theirs = qemu.img("check", "--output=json", path, code=None).json()
+        theirs = qemu.img("check", "--output=json", *(their_path or (path,)), code=None).json()
         for key in CHECK_COUNTS:
             self.assertEqual(ours[key], theirs.get(key, 0), f"check of {path.name}: {key}")
 
@@ -102,6 +105,39 @@ class Differential(Case):
                           f"GET data of snapshot {name}")
         server.cairn("rm", "lived:snapshot")
 
+    # -- What a layer must not be ----------------------------------------------------------------
+
+    def test_encrypted_and_split_images_are_refused_by_name(self):
+        """Encryption and external data files, crossed with the rest: no layer, but described,
+        checked, and stored as a blob."""
+        server = self.cairnd()
+        rng = seeded("refused")
+        kinds = [("encrypt.format=aes,encrypt.key-secret=s", "crypt_method 1, AES"),
+                 ("data_file={0}.data", 'an external data file ("'),
+                 ("data_file={0}.data,data_file_raw=on", 'an external data file ("')]
+        if scaled(False, False, True):  # QEMU makes keys for many seconds
+            kinds.append(("encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+                          "crypt_method 2, LUKS"))
+        for number, (options, why) in enumerate(kinds):
+            plan = qemu.Layer(rng, rng.randrange(1, 8192) * qemu.SECTOR, is_base=False)
+            path = self.tmp / f"refused{number}.qcow2"
+            plan.version = 3 if "data_file" in options else plan.version
+            qemu.img("create", "-q", *SECRET, "-f", "qcow2", "-o",
+                     f"{plan.options()},{options.format(path)}", path, plan.size)
+            with self.subTest(options=options, plan=plan.describe()):
+                self.assert_refused(server, path, why)
+                self.compare_checks(path, *with_key(path, options))
+
+    def assert_refused(self, server, path, why):
+        for command in (("image", "map", path), ("push", path, "refused:v1")):
+            said = server.cairn(*command, code=1).stderr.decode()
+            self.assertIn(why, said)
+            self.assertIn(path.name, said)
+        self.assertIn(why, run(CAIRN, "image", "info", "--json", path).json()["refused"])
+        data = path.read_bytes()
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        self.assertEqual(server.http.upload("refused", data, digest).status, 201)
+
     # -- We write, QEMU reads; QEMU writes, we go on -----------------------------------------------
 
     def test_we_and_qemu_write_in_turns(self):
@@ -112,6 +148,13 @@ class Differential(Case):
             work.ours()
             return work.nr_turns
         self.run_cases("in turns", one_case)
+
+
+def with_key(path, options):
+    """How qemu-img check opens an image that was made with these options."""
+    found = re.search(r"encrypt\.format=(\w+)", options)
+    return (*SECRET, "--image-opts", f"driver=qcow2,encrypt.format={found[1]},encrypt.key-secret=s,"
+            f"file.driver=file,file.filename={path}") if found else (path,)
 
 
 # -- Facts ----------------------------------------------------------------------------------------
