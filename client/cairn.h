@@ -50,6 +50,9 @@ struct cairn_client_options {
                              http://127.0.0.1:7117 */
     const char *token;    /* NULL: $CAIRN_TOKEN, then none */
     unsigned deadline_ms; /* for one read or small request, retries included; 0: 30,000 */
+    const char *cache;    /* folder of this host's block cache, shared by all processes and disks of
+                             this user, made if need be; NULL: $CAIRN_CACHE, then none */
+    uint64_t cache_bytes; /* what it may take on the disk, at least 64 MiB; 0: 10 GiB */
     cairn_progress_fn progress; /* may be NULL */
     void *progress_ctx;
 };

@@ -270,6 +270,10 @@ int cli_attach(int argc, char **argv)
         {"disk", "DIR", &a.params.disk, NULL, "the disk folder to write to"},
         {"read-only", NULL, NULL, &a.params.read_only, "refuse writes; without DIR, REF itself"},
         {"socket", "PATH", &a.given_socket, NULL, "listen there (default: DIR/nbd.sock)"},
+        {"cache", "DIR", &a.params.cache, NULL,
+         "this host's block cache, shared by all disks (default: $CAIRN_CACHE)"},
+        {"cache-size", "SIZE", &a.params.cache_size, NULL,
+         "what it may take on the disk (default: 10G)"},
         {"daemon", NULL, NULL, &daemon, "detach once the socket answers"},
         {0},
     };

@@ -133,6 +133,8 @@ static void make_args(const struct nbdkit_params *params, const int kept_fds[2],
         parameter("disk", params->disk),
         parameter("read-only", params->read_only ? "true" : NULL),
         parameter("server", params->server),
+        parameter("cache", params->cache),
+        parameter("cache-size", params->cache_size),
         parameter("stop-fd", (sprintf(stop_text, "%d", kept_fds[0]), stop_text)),
         parameter("closed-fd", (sprintf(closed_text, "%d", kept_fds[1]), closed_text)),
     };

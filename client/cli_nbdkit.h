@@ -15,6 +15,7 @@
 
 struct nbdkit_params {
     const char *ref, *disk, *server; /* each may be NULL */
+    const char *cache, *cache_size;  /* as given, or NULL */
     bool read_only;
     char socket[NBDKIT_SOCKET_MAX]; /* absolute */
 };

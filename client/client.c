@@ -11,6 +11,8 @@
 #include <string.h>
 
 #define SERVER_DEFAULT "http://127.0.0.1:7117"
+#define CACHE_DEFAULT  ((uint64_t)10 << 30)
+#define CLUSTERS_BYTES ((size_t)16 << 20) /* decompressed clusters, for the next read */
 
 const char *cairn_version(void)
 {
@@ -71,6 +73,19 @@ static int client_alloc(cairn_progress_fn progress, void *progress_ctx,
     return CAIRN_OK;
 }
 
+static int open_blocks(struct cairn_client *client, const struct cairn_client_options *options,
+                       struct cairn_error *err)
+{
+    const char *folder = environment_or(options->cache, "CAIRN_CACHE", NULL);
+    uint64_t bytes = options->cache_bytes ? options->cache_bytes : CACHE_DEFAULT;
+    int ret;
+
+    if (!folder)
+        return CAIRN_OK;
+    ret = block_cache_open(folder, bytes, &client->blocks, err);
+    return ret ? ret : cluster_cache_new(CLUSTERS_BYTES, &client->clusters, err);
+}
+
 int cairn_client_new(const struct cairn_client_options *options, struct cairn_client **ret_client,
                      struct cairn_error *err)
 {
@@ -98,6 +113,8 @@ int cairn_client_new(const struct cairn_client_options *options, struct cairn_cl
     };
     ret = remote_new(&remote, &client->remote, err);
     if (ret == CAIRN_OK)
+        ret = open_blocks(client, options, err);
+    if (ret == CAIRN_OK)
         *ret_client = steal_ptr(client);
     return ret;
 }
@@ -119,6 +136,8 @@ void cairn_client_free(struct cairn_client *client)
 {
     if (!client)
         return;
+    cluster_cache_free(client->clusters);
+    block_cache_unref(client->blocks);
     remote_free(client->remote);
     pthread_mutex_destroy(&client->progress_lock);
     free(client);

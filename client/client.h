@@ -7,13 +7,17 @@
 
 #include <pthread.h>
 
+#include "block_cache.h"
 #include "cairn.h"
+#include "chain_read.h"
 #include "manifest.h"
 #include "remote.h"
 #include "source.h"
 
 struct cairn_client {
     struct remote *remote;
+    struct block_cache *blocks;     /* NULL: this host keeps no blocks */
+    struct cluster_cache *clusters; /* decompressed, with blocks */
     cairn_progress_fn progress;
     void *progress_ctx;
     pthread_mutex_t progress_lock; /* of what follows; progress is called with it held */

@@ -524,15 +524,26 @@ static json_t *ref_facts(const struct remote_disk *rd)
                      (json_int_t)remote_disk_size(rd));
 }
 
+/* NULL: the host keeps no blocks, or was not asked for any yet. */
+static json_t *block_cache_facts(const struct block_cache_stats *stats)
+{
+    if (stats->hits + stats->misses == 0)
+        return NULL;
+    return json_pack("{s:I, s:I, s:I, s:I, s:I}", "hits", (json_int_t)stats->hits, "misses",
+                     (json_int_t)stats->misses, "writes", (json_int_t)stats->writes, "bad",
+                     (json_int_t)stats->bad, "evictions", (json_int_t)stats->evictions);
+}
+
 static json_t *remote_facts(struct remote_disk *rd)
 {
     struct remote_disk_stats stats;
 
     remote_disk_get_stats(rd, &stats);
     return json_pack(
-        "{s:I, s:I, s:I, s:I, s:I}", "depth", (json_int_t)remote_disk_manifest(rd)->depth, "reads",
-        (json_int_t)stats.nr_reads, "readBytes", (json_int_t)stats.read_bytes, "indexReads",
-        (json_int_t)stats.nr_index_reads, "indexCacheBytes", (json_int_t)stats.index_bytes);
+        "{s:I, s:I, s:I, s:I, s:I, s:o*}", "depth", (json_int_t)remote_disk_manifest(rd)->depth,
+        "reads", (json_int_t)stats.nr_reads, "readBytes", (json_int_t)stats.read_bytes,
+        "indexReads", (json_int_t)stats.nr_index_reads, "indexCacheBytes",
+        (json_int_t)stats.index_bytes, "blockCache", block_cache_facts(&stats.blocks));
 }
 
 static json_t *active_facts(struct active *active)

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "cairn.h"
@@ -29,7 +30,7 @@
 
 static struct cairn_client_options options = CAIRN_CLIENT_OPTIONS_INIT;
 static const char *ref;
-static char *folder; /* absolute */
+static char *folder, *cache_folder; /* absolute */
 static int read_only;
 static int stop_fd = -1, closed_fd = -1;
 
@@ -76,11 +77,21 @@ static int outcome(int code, const struct cairn_error *err)
 
 /* -- Configuration -------------------------------------------------------------------------- */
 
-static int take_folder(const char *value)
+static int take_path(const char *value, char **path)
 {
-    free(folder);
-    folder = nbdkit_absolute_path(value); /* nbdkit may change its working directory */
-    return folder ? 0 : -1;
+    free(*path);
+    *path = nbdkit_absolute_path(value); /* nbdkit may change its working directory */
+    return *path ? 0 : -1;
+}
+
+static int take_cache_size(const char *value)
+{
+    int64_t bytes = nbdkit_parse_size(value);
+
+    if (bytes < 0)
+        return -1;
+    options.cache_bytes = (uint64_t)bytes;
+    return 0;
 }
 
 static int plugin_config(const char *key, const char *value)
@@ -88,13 +99,17 @@ static int plugin_config(const char *key, const char *value)
     if (strcmp(key, "ref") == 0)
         ref = value;
     else if (strcmp(key, "disk") == 0)
-        return take_folder(value);
+        return take_path(value, &folder);
     else if (strcmp(key, "read-only") == 0)
         return (read_only = nbdkit_parse_bool(value)) < 0 ? -1 : 0;
     else if (strcmp(key, "server") == 0)
         options.server = value;
     else if (strcmp(key, "deadline") == 0)
         return nbdkit_parse_unsigned("deadline", value, &options.deadline_ms);
+    else if (strcmp(key, "cache") == 0)
+        return take_path(value, &cache_folder);
+    else if (strcmp(key, "cache-size") == 0)
+        return take_cache_size(value);
     else if (strcmp(key, "stop-fd") == 0)
         return nbdkit_parse_int("stop-fd", value, &stop_fd);
     else if (strcmp(key, "closed-fd") == 0)
@@ -120,13 +135,30 @@ static int plugin_config_complete(void)
     "disk=<DIR>         The disk folder to write to.\n"                                            \
     "read-only=<BOOL>   Only read from it (default: false).\n"                                     \
     "server=<URL>       The service (default: $CAIRN_SERVER, http://127.0.0.1:7117).\n"            \
-    "deadline=<MS>      For one read, retries included (default: 30000)."
+    "deadline=<MS>      For one read, retries included (default: 30000).\n"                        \
+    "cache=<DIR>        This host's block cache, shared by all disks (default: $CAIRN_CACHE).\n"   \
+    "cache-size=<SIZE>  What it may take on the disk (default: 10G)."
 
 /* -- Life ----------------------------------------------------------------------------------- */
 
+/* Each layer that is read through the block cache is an open file. */
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 static int open_disk(struct cairn_error *err)
 {
-    int ret = cairn_client_new(&options, &client, err);
+    int ret;
+
+    raise_file_limit();
+    options.cache = cache_folder;
+    ret = cairn_client_new(&options, &client, err);
 
     if (ret == CAIRN_OK && !folder)
         return cairn_disk_open_ref(client, ref, &disk, err);

@@ -6,6 +6,7 @@
 #ifndef CLIENT_READAHEAD_H
 #define CLIENT_READAHEAD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,21 +15,26 @@
 
 struct readahead;
 
-/* The disk beneath: reads exactly len bytes at guest_off, inside the disk. */
+/* The disk beneath: reads exactly len bytes at guest_off, inside the disk; *ret_near: nothing had
+ * to be fetched from elsewhere.  Called from any thread. */
 struct readahead_disk {
-    int (*pread)(void *ctx, void *buf, size_t len, uint64_t guest_off, struct cairn_error *err);
+    int (*pread)(void *ctx, void *buf, size_t len, uint64_t guest_off, bool *ret_near,
+                 struct cairn_error *err);
     void *ctx;
     uint64_t size; /* bytes */
 };
 
 int readahead_new(const struct readahead_disk *disk, struct readahead **ret_ra,
                   struct cairn_error *err);
-/* No read is under way.  NULL is allowed. */
+/* No read is under way; waits for what is being loaded.  NULL is allowed. */
 void readahead_free(struct readahead *ra);
 CLEANUP_DEFINE(struct readahead *, readahead_free)
 
 /* Read exactly len bytes at guest_off, inside the disk. */
 int readahead_pread(struct readahead *ra, void *buf, size_t len, uint64_t guest_off,
                     struct cairn_error *err);
+
+/* The same range was read without it, for it was at hand: the stream goes on.  Never waits. */
+void readahead_note(struct readahead *ra, size_t len, uint64_t guest_off);
 
 #endif

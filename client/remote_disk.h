@@ -43,6 +43,7 @@ struct remote_disk_stats {
     uint64_t read_bytes;     /* that they brought */
     uint64_t nr_index_reads; /* requests for the index */
     uint64_t index_bytes;    /* slices in memory now */
+    struct block_cache_stats blocks; /* of this process; zeros without a block cache */
 };
 void remote_disk_get_stats(struct remote_disk *rd, struct remote_disk_stats *ret_stats);
 

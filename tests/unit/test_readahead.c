@@ -18,6 +18,7 @@ struct disk {
     atomic_uint_fast64_t bytes;
     uint64_t bad_off; /* reads that touch it fail with bad_code; 0: none */
     enum cairn_code bad_code;
+    bool near; /* reads of it cost nothing */
 };
 
 static uint8_t byte_at(uint64_t off)
@@ -25,7 +26,8 @@ static uint8_t byte_at(uint64_t off)
     return (uint8_t)(off * 131 >> 9 ^ off);
 }
 
-static int disk_pread(void *ctx, void *buf, size_t len, uint64_t off, struct cairn_error *err)
+static int disk_pread(void *ctx, void *buf, size_t len, uint64_t off, bool *ret_near,
+                      struct cairn_error *err)
 {
     struct disk *disk = ctx;
     uint8_t *bytes = buf;
@@ -37,6 +39,7 @@ static int disk_pread(void *ctx, void *buf, size_t len, uint64_t off, struct cai
         return error_set(err, disk->bad_code, "bad block");
     for (size_t i = 0; i < len; i++)
         bytes[i] = byte_at(off + i);
+    *ret_near = disk->near;
     return CAIRN_OK;
 }
 
