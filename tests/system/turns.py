@@ -70,7 +70,7 @@ class Turns:
         start = self.rng.randrange(limit) // unit * unit
         length = min(self.rng.randint(1, 40) * unit, self.rng.choice((OP_MAX, 3 * self.cluster)),
                      self.size - start)
-        if self.rng.random() < 0.1:
+        if self.rng.random() < 0.15:
             length = min(self.size - start, 8 * self.cluster)  # often to the end of the disk
         return start, length
 
