@@ -103,7 +103,7 @@ static int refer_compressed(struct qcow2_check *c, const struct l2_entry *e,
     uint64_t sectors = ((e->entry & (QCOW2_OFLAG_COMPRESSED - 1)) >> shift) + 1;
 
     if (e->entry & QCOW2_OFLAG_COPIED)
-        check_found(c, QCOW2_CHECK_COPIED, e->nr, host_off, e->guest_off,
+        check_found(c, QCOW2_CHECK_RESERVED, e->nr, host_off, e->guest_off,
                     "a compressed cluster at 0x%" PRIx64 " has the copied bit set", host_off);
     if (c->data_file) {
         check_found(c, QCOW2_CHECK_RESERVED, e->nr, host_off, e->guest_off,

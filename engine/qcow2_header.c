@@ -22,7 +22,8 @@
 struct decoder {
     struct source *src;
     struct qcow2_header *hdr;
-    uint8_t *cluster;  /* the first cluster, zeros past the end of the file */
+    uint8_t *cluster;  /* the first cluster, as far as the file reaches, and some zeros */
+    uint64_t len;      /* of that */
     uint64_t ext_end;  /* of the header extension area: the backing name or the cluster's end */
     unsigned ext_seen; /* bit n: known_extensions[n] was there */
 };
@@ -311,10 +312,10 @@ static int check_backing_name(const struct decoder *d, struct cairn_error *err)
         return error_set(err, CAIRN_E_LIMIT,
                          "%s: backing_file_size %" PRIu32 " is above the limit of %d bytes",
                          d->src->name, hdr->backing_file_size, QCOW2_BACKING_NAME_MAX);
-    if (!range_in(hdr->backing_file_offset, hdr->backing_file_size, qcow2_cluster_size(hdr)))
+    if (!range_in(hdr->backing_file_offset, hdr->backing_file_size, d->len))
         return error_set(err, CAIRN_E_CORRUPT,
                          "%s: the backing name at 0x%" PRIx64 " of %" PRIu32
-                         " bytes leaves the first cluster (0x%" PRIx64 " bytes)",
+                         " bytes leaves the first cluster (0x%" PRIx64 " bytes) or the file",
                          d->src->name, hdr->backing_file_offset, hdr->backing_file_size,
                          qcow2_cluster_size(hdr));
     return CAIRN_OK;
@@ -326,7 +327,7 @@ static int decode_backing_name(struct decoder *d, struct cairn_error *err)
     struct qcow2_header *hdr = d->hdr;
     int r;
 
-    d->ext_end = qcow2_cluster_size(hdr);
+    d->ext_end = d->len;
     if (hdr->backing_file_offset == 0)
         return CAIRN_OK;
     r = check_backing_name(d, err);
@@ -339,12 +340,14 @@ static int decode_backing_name(struct decoder *d, struct cairn_error *err)
 
 /* -- The whole --------------------------------------------------------------------------------- */
 
+/* A short file may say that its clusters are large: that must not cost memory.  Zeros behind its end
+ * end the header extensions. */
 static int decode_first_cluster(struct source *src, struct qcow2_header *hdr,
                                 struct cairn_error *err)
 {
-    size_t len = qcow2_cluster_size(hdr);
+    size_t len = min_u64(qcow2_cluster_size(hdr), round_up(src->size, 8) + QCOW2_EXT_HEADER_LEN);
     CLEANUP_FREE uint8_t *cluster = malloc(len);
-    struct decoder d = {.src = src, .hdr = hdr, .cluster = cluster};
+    struct decoder d = {.src = src, .hdr = hdr, .cluster = cluster, .len = len};
     int r;
 
     if (!cluster)

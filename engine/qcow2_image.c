@@ -139,11 +139,10 @@ int qcow2_snapshot_find(struct qcow2_image *image, const char *name_or_id, uint3
     return CAIRN_OK;
 }
 
-int qcow2_snapshot_scan(struct qcow2_image *image, uint32_t index, layer_extent_fn fn, void *arg,
-                        struct cairn_error *err)
+static int snapshot_state(struct qcow2_image *image, uint32_t index, struct qcow2_state *ret_state,
+                          struct cairn_error *err)
 {
     const struct qcow2_snapshot *list;
-    struct qcow2_state state;
     uint32_t nr;
     int r = check_supported(image, err);
 
@@ -152,8 +151,28 @@ int qcow2_snapshot_scan(struct qcow2_image *image, uint32_t index, layer_extent_
     if (r == CAIRN_OK && index >= nr)
         r = error_set(err, CAIRN_E_NOT_FOUND, "%s: no snapshot %" PRIu32 ", there are %" PRIu32,
                       image->src->name, index, nr);
+    return r == CAIRN_OK
+               ? qcow2_state_snapshot(image->src, &image->hdr, &list[index], ret_state, err)
+               : r;
+}
+
+int qcow2_snapshot_size(struct qcow2_image *image, uint32_t index, uint64_t *ret_size,
+                        struct cairn_error *err)
+{
+    struct qcow2_state state;
+    int r = snapshot_state(image, index, &state, err);
+
     if (r == CAIRN_OK)
-        r = qcow2_state_snapshot(image->src, &image->hdr, &list[index], &state, err);
+        *ret_size = state.size;
+    return r;
+}
+
+int qcow2_snapshot_scan(struct qcow2_image *image, uint32_t index, layer_extent_fn fn, void *arg,
+                        struct cairn_error *err)
+{
+    struct qcow2_state state;
+    int r = snapshot_state(image, index, &state, err);
+
     return r == CAIRN_OK ? qcow2_scan(image->src, &image->hdr, &state, fn, arg, err) : r;
 }
 

@@ -118,6 +118,10 @@ int qcow2_image_scan(struct qcow2_image *image, layer_extent_fn fn, void *arg,
 int qcow2_snapshot_find(struct qcow2_image *image, const char *name_or_id, uint32_t *ret_index,
                         struct cairn_error *err);
 
+/* The size of a snapshot's disk, for which its L1 table is large enough and lies where one can. */
+int qcow2_snapshot_size(struct qcow2_image *image, uint32_t index, uint64_t *ret_size,
+                        struct cairn_error *err);
+
 /* As layer_scan, for the L1 table of a snapshot and as far as its disk reached; its VM state is no
  * part of it. */
 int qcow2_snapshot_scan(struct qcow2_image *image, uint32_t index, layer_extent_fn fn, void *arg,

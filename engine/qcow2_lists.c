@@ -237,6 +237,11 @@ int qcow2_bitmaps_read(struct source *src, const struct qcow2_header *hdr,
                          "%s: %" PRIu32 " bitmaps in a directory of %" PRIu64
                          " bytes are above the limits of %d and %" PRIu64,
                          src->name, hdr->nb_bitmaps, len, QCOW2_BITMAPS_MAX, QCOW2_BITMAP_DIR_MAX);
+    if (hdr->nb_bitmaps > len / QCOW2_BITMAP_LENGTH)
+        return error_set(err, CAIRN_E_CORRUPT,
+                         "%s: nb_bitmaps %" PRIu32 " do not fit in a directory of %" PRIu64
+                         " bytes",
+                         src->name, hdr->nb_bitmaps, len);
     r = qcow2_check_table(src, hdr, c.what, off, len, err);
     if (r != CAIRN_OK)
         return r;

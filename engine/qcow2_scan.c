@@ -541,7 +541,8 @@ int qcow2_scan(struct source *src, const struct qcow2_header *hdr, const struct 
     int r;
 
     set_regions(&s);
-    s.window_max = max_u64(s.cluster_size, WINDOW_MIN);
+    /* An L2 table lies wholly inside the file. */
+    s.window_max = min_u64(max_u64(s.cluster_size, WINDOW_MIN), src->size);
     s.window = malloc(s.window_max);
     if (!s.window)
         return error_no_memory(err, "L2 tables");
