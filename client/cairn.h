@@ -116,13 +116,26 @@ enum cairn_pull_mode {
 CAIRN_API int cairn_pull(struct cairn_client *client, const char *ref, enum cairn_pull_mode mode,
                          const char *out, struct cairn_error *err);
 
-/* JSON documents, as the service's disk API gives them (DESIGN 5.2), verified to be JSON. */
+/*
+ * The same of an internal snapshot of the disk's top layer, by name or ID, into one file.  The
+ * service does not index snapshots: the tables of all layers are read first.
+ */
+CAIRN_API int cairn_pull_internal(struct cairn_client *client, const char *ref,
+                                  const char *snapshot, enum cairn_pull_mode mode, const char *out,
+                                  struct cairn_error *err);
+
+/* A JSON document, as the service's disk API gives it (DESIGN 5.2), and of a qcow2 top layer its
+ * internal snapshots as "snapshots", as in cairn_image_info. */
 CAIRN_API int cairn_info(struct cairn_client *client, const char *ref, char **ret_json,
                          struct cairn_error *err);
+/* As the disk API gives them, verified to be JSON. */
 CAIRN_API int cairn_map(struct cairn_client *client, const char *ref, char **ret_json,
                         struct cairn_error *err);
 CAIRN_API int cairn_diff(struct cairn_client *client, const char *since_ref, const char *ref,
                          char **ret_json, struct cairn_error *err);
+/* The same of an internal snapshot of the top layer, as cairn_pull_internal reads it. */
+CAIRN_API int cairn_map_internal(struct cairn_client *client, const char *ref, const char *snapshot,
+                                 char **ret_json, struct cairn_error *err);
 /* {"layers":[{"depth","digest","size","mediaType","chainId","virtualSize"…}…]}, top first. */
 CAIRN_API int cairn_log(struct cairn_client *client, const char *ref, char **ret_json,
                         struct cairn_error *err);

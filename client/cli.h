@@ -123,6 +123,9 @@ const char *cli_string(const json_t *object, const char *field);
 uint64_t cli_number(const json_t *object, const char *field);
 bool cli_bool(const json_t *object, const char *field);
 
+/* A line for each of "snapshots", as cairn_info and cairn_image_info list them. */
+void cli_snapshot_lines(const json_t *json);
+
 /* One line "name: value" of a description, aligned. */
 void cli_line(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

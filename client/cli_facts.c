@@ -13,8 +13,9 @@
 /* One command: what it fetches for its operands, and how a person wants to see it. */
 struct fact {
     struct cli_spec spec; /* its options are set here */
-    int (*fetch)(struct cairn_client *client, char **operands, char **ret_json,
-                 struct cairn_error *err);
+    bool has_internal;    /* it can be of an internal snapshot */
+    int (*fetch)(struct cairn_client *client, char **operands, const char *internal,
+                 char **ret_json, struct cairn_error *err);
     void (*print)(const json_t *json);
 };
 
@@ -37,7 +38,13 @@ static int show(const struct fact *fact, const char *text, bool as_json)
 static int run(const struct fact *fact, int argc, char **argv)
 {
     bool as_json = false;
-    const struct cli_option options[] = {{"json", NULL, NULL, &as_json, "print JSON"}, {0}};
+    const char *internal = NULL;
+    const struct cli_option options[] = {
+        {"json", NULL, NULL, &as_json, "print JSON"},
+        {fact->has_internal ? "internal" : NULL, "NAME", &internal, NULL,
+         "of this internal snapshot of the top layer (name or ID)"},
+        {0},
+    };
     struct cli_spec spec = fact->spec;
     struct cairn_client *client;
     struct cli_common common;
@@ -54,7 +61,7 @@ static int run(const struct fact *fact, int argc, char **argv)
     ret = cli_client_new(&common, &client, &err);
     if (ret != CAIRN_OK)
         return cli_fail(&err);
-    ret = fact->fetch(client, operands, &text, &err);
+    ret = fact->fetch(client, operands, internal, &text, &err);
     cairn_client_free(client);
     if (ret != CAIRN_OK)
         return cli_fail(&err);
@@ -115,9 +122,10 @@ static bool is_disk_folder(const char *name)
     return !strchr(name, '@') && stat(name, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-static int fetch_info(struct cairn_client *client, char **operands, char **ret_json,
-                      struct cairn_error *err)
+static int fetch_info(struct cairn_client *client, char **operands, const char *internal,
+                      char **ret_json, struct cairn_error *err)
 {
+    (void)internal;
     if (is_disk_folder(operands[0]))
         return cairn_folder_info(client, operands[0], ret_json, err);
     return cairn_info(client, operands[0], ret_json, err);
@@ -146,7 +154,8 @@ static void print_info(const json_t *json)
 
     json_object_foreach((json_t *)(uintptr_t)json, key, value)
     {
-        if (strcmp(key, "layers") == 0 || strcmp(key, "health") == 0)
+        if (strcmp(key, "layers") == 0 || strcmp(key, "health") == 0 ||
+            strcmp(key, "snapshots") == 0)
             continue;
         if (strcmp(key, "virtualSize") == 0)
             size_line(key, cli_number(json, key));
@@ -156,6 +165,7 @@ static void print_info(const json_t *json)
         else if (!json_is_object(value) || json_object_size(value) > 0)
             print_other(key, value);
     }
+    cli_snapshot_lines(json);
     if (!health)
         return;
     cli_line("extents", "%" PRIu64, cli_number(health, "extents"));
@@ -182,9 +192,10 @@ int cli_info(int argc, char **argv)
 
 /* -- log ------------------------------------------------------------------------------------ */
 
-static int fetch_log(struct cairn_client *client, char **operands, char **ret_json,
-                     struct cairn_error *err)
+static int fetch_log(struct cairn_client *client, char **operands, const char *internal,
+                     char **ret_json, struct cairn_error *err)
 {
+    (void)internal;
     return cairn_log(client, operands[0], ret_json, err);
 }
 
@@ -217,9 +228,11 @@ int cli_log(int argc, char **argv)
 
 /* -- map and diff --------------------------------------------------------------------------- */
 
-static int fetch_map(struct cairn_client *client, char **operands, char **ret_json,
-                     struct cairn_error *err)
+static int fetch_map(struct cairn_client *client, char **operands, const char *internal,
+                     char **ret_json, struct cairn_error *err)
 {
+    if (internal)
+        return cairn_map_internal(client, operands[0], internal, ret_json, err);
     return cairn_map(client, operands[0], ret_json, err);
 }
 
@@ -244,6 +257,7 @@ int cli_map(int argc, char **argv)
 {
     static const struct fact fact = {
         .spec = {.name = "map", .min_operands = 1, .max_operands = 1},
+        .has_internal = true,
         .fetch = fetch_map,
         .print = print_map,
     };
@@ -251,9 +265,10 @@ int cli_map(int argc, char **argv)
     return run(&fact, argc, argv);
 }
 
-static int fetch_diff(struct cairn_client *client, char **operands, char **ret_json,
-                      struct cairn_error *err)
+static int fetch_diff(struct cairn_client *client, char **operands, const char *internal,
+                      char **ret_json, struct cairn_error *err)
 {
+    (void)internal;
     return cairn_diff(client, operands[0], operands[1], ret_json, err);
 }
 
@@ -292,9 +307,10 @@ int cli_diff(int argc, char **argv)
 
 /* -- ls ------------------------------------------------------------------------------------- */
 
-static int fetch_list(struct cairn_client *client, char **operands, char **ret_json,
-                      struct cairn_error *err)
+static int fetch_list(struct cairn_client *client, char **operands, const char *internal,
+                      char **ret_json, struct cairn_error *err)
 {
+    (void)internal;
     return cairn_list(client, operands[0], ret_json, err);
 }
 

@@ -139,7 +139,7 @@ static void format_date(uint64_t seconds, char *buf, size_t len)
         snprintf(buf, len, "?");
 }
 
-static void snapshot_lines(const json_t *json)
+void cli_snapshot_lines(const json_t *json)
 {
     const json_t *item;
     size_t i;
@@ -197,7 +197,7 @@ static void print_info(const json_t *json)
     text_line(json, "backingFormat", "backing format");
     text_line(json, "dataFile", "data file");
     text_line(json, "parent", "cairn parent");
-    snapshot_lines(json);
+    cli_snapshot_lines(json);
     bitmap_lines(json);
     text_line(json, "snapshotsUnreadable", "snapshots");
     text_line(json, "bitmapsUnreadable", "bitmaps");

@@ -109,9 +109,12 @@ int cli_push(int argc, char **argv)
 int cli_pull(int argc, char **argv)
 {
     bool raw = false, chain = false;
+    const char *internal = NULL;
     const struct cli_option options[] = {
         {"raw", NULL, NULL, &raw, "OUT is a sparse raw file"},
         {"chain", NULL, NULL, &chain, "OUT is a folder with all layers, linked; DIR/top.qcow2"},
+        {"internal", "NAME", &internal, NULL,
+         "pull this internal snapshot of the top layer (name or ID)"},
         {0},
     };
     const struct cli_spec spec = {
@@ -133,12 +136,16 @@ int cli_pull(int argc, char **argv)
         return ret;
     if (raw && chain)
         return cli_usage("pull", "--raw and --chain exclude each other");
+    if (internal && chain)
+        return cli_usage("pull", "--internal and --chain exclude each other");
     if (raw || chain)
         mode = raw ? CAIRN_PULL_RAW : CAIRN_PULL_CHAIN;
     ret = cli_client_new(&common, &client, &err);
     if (ret != CAIRN_OK)
         return cli_fail(&err);
-    ret = cairn_pull(client, common.operands[0], mode, common.operands[1], &err);
+    ret = internal ? cairn_pull_internal(client, common.operands[0], internal, mode,
+                                         common.operands[1], &err)
+                   : cairn_pull(client, common.operands[0], mode, common.operands[1], &err);
     cairn_client_free(client);
     if (ret != CAIRN_OK)
         return cli_fail(&err);

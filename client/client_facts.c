@@ -6,8 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "client.h"
+#include "image_info.h"
 #include "quote.h"
+#include "remote_blobs.h"
 
 /* More repositories or tags than this in one list are not listed but refused. */
 #define LIST_MAX 1000000u
@@ -66,10 +67,47 @@ static int get_disk_text(struct cairn_client *client, const char *ref, const cha
     return ret == CAIRN_OK ? take_text(json, ret_json, err) : ret;
 }
 
-int cairn_info(struct cairn_client *client, const char *ref, char **ret_json,
+/* Of a top layer, with a request or two: the header and the list of snapshots. */
+static int add_snapshots(struct cairn_client *client, const char *repo, const struct manifest *m,
+                         json_t *info, struct cairn_error *err)
+{
+    CLEANUP(remote_blobs_free_p) struct remote_blobs *blobs = NULL;
+    CLEANUP(source_free_p) struct source *src = NULL;
+    CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
+    int ret;
+
+    if (m->layers[m->depth - 1].format != LAYER_QCOW2)
+        return CAIRN_OK;
+    ret = remote_blobs_new(client, repo, m, &blobs, err);
+    if (ret == CAIRN_OK)
+        ret = remote_blobs_source(blobs, m->depth - 1, &src, err);
+    if (ret == CAIRN_OK)
+        ret = qcow2_image_open(src, QCOW2_OPEN_INFO, &image, err);
+    if (ret == CAIRN_OK)
+        image_info_add_snapshots(info, image);
+    return ret;
+}
+
+int cairn_info(struct cairn_client *client, const char *ref_text, char **ret_json,
                struct cairn_error *err)
 {
-    return get_disk_text(client, ref, "", ret_json, err);
+    CLEANUP(json_decref_p) json_t *info = NULL;
+    CLEANUP(manifest_free_p) struct manifest *m = NULL;
+    char text[REF_STR_MAX];
+    struct digest digest;
+    struct ref ref;
+    int ret = ref_parse(ref_text, &ref, err);
+
+    if (ret == CAIRN_OK)
+        ret = client_get_manifest(client, &ref, &m, &digest, err);
+    if (ret != CAIRN_OK)
+        return ret;
+    ref.tag[0] = 0; /* both are of the same disk, also if the tag moves meanwhile */
+    ref.digest = digest;
+    ret = get_disk_json(client, ref_format(&ref, text), "", &info, err);
+    if (ret == CAIRN_OK)
+        ret = add_snapshots(client, ref.repo, m, info, err);
+    return ret == CAIRN_OK ? take_text(info, ret_json, err) : ret;
 }
 
 int cairn_map(struct cairn_client *client, const char *ref, char **ret_json,

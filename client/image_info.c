@@ -3,8 +3,9 @@
  * What an image says of itself, as JSON: also of an image that Cairn refuses as a layer, with the
  * reason.
  */
+#include "image_info.h"
+
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,7 +13,6 @@
 #include "json_text.h"
 #include "local_chain.h"
 #include "qcow2.h"
-#include "qcow2_image.h"
 
 static void json_decref_p(json_t **json)
 {
@@ -148,6 +148,11 @@ static void add_references(json_t *root, const struct qcow2_header *h)
 
 /* -- Snapshots and bitmaps ------------------------------------------------------------------ */
 
+static void note_unreadable(json_t *root, const char *what, const struct cairn_error *err)
+{
+    json_object_set_new(root, what, json_text(err->message, strlen(err->message)));
+}
+
 static json_t *snapshot_to_json(const struct qcow2_snapshot *s)
 {
     return json_pack("{s:o, s:o, s:I, s:I, s:o, s:o, s:o}", "id", json_text(s->id, strlen(s->id)),
@@ -157,17 +162,19 @@ static json_t *snapshot_to_json(const struct qcow2_snapshot *s)
                      number(s->vm_state_size), "virtualSize", number(s->disk_size));
 }
 
-static int add_snapshots(json_t *root, struct qcow2_image *image, struct cairn_error *err)
+void image_info_add_snapshots(json_t *root, struct qcow2_image *image)
 {
     const struct qcow2_snapshot *snapshots;
+    struct cairn_error err;
     json_t *list = json_array();
     uint32_t nr;
-    int ret = qcow2_image_snapshots(image, &snapshots, &nr, err);
+    int ret = qcow2_image_snapshots(image, &snapshots, &nr, &err);
 
     for (uint32_t i = 0; ret == CAIRN_OK && i < nr; i++)
         json_array_append_new(list, snapshot_to_json(&snapshots[i]));
     json_object_set_new(root, "snapshots", list);
-    return ret;
+    if (ret != CAIRN_OK)
+        note_unreadable(root, "snapshotsUnreadable", &err);
 }
 
 static json_t *bitmap_to_json(struct qcow2_image *image, const struct qcow2_bitmap *b)
@@ -209,11 +216,6 @@ static void add_verdict(json_t *root, struct source *src, enum layer_format form
         json_object_set_new(root, "refused", json_text(err.message, strlen(err.message)));
 }
 
-static void note_unreadable(json_t *root, const char *what, const struct cairn_error *err)
-{
-    json_object_set_new(root, what, json_text(err->message, strlen(err->message)));
-}
-
 static int describe_qcow2(json_t *root, struct source *src, struct cairn_error *err)
 {
     CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
@@ -231,8 +233,7 @@ static int describe_qcow2(json_t *root, struct source *src, struct cairn_error *
     json_object_set_new(root, "features", all_features(h));
     json_object_set_new(root, "extensions", extensions_to_json(h));
     add_references(root, h);
-    if (add_snapshots(root, image, &trouble) != CAIRN_OK)
-        note_unreadable(root, "snapshotsUnreadable", &trouble);
+    image_info_add_snapshots(root, image);
     if (add_bitmaps(root, image, &trouble) != CAIRN_OK)
         note_unreadable(root, "bitmapsUnreadable", &trouble);
     if (h->stale_bitmaps)

@@ -14,6 +14,7 @@
 #include "checked.h"
 #include "crew.h"
 #include "remote_disk.h"
+#include "remote_internal.h"
 #include "whole_file.h"
 
 #define BATCH 256
@@ -22,9 +23,18 @@ struct range {
     uint64_t guest_off, len;
 };
 
+/* The disk that is copied: a remote chain, or an internal snapshot of one. */
+struct content {
+    uint64_t size;
+    int (*map)(void *ctx, uint64_t guest_off, uint64_t len, struct extent *ret_extents, size_t max,
+               size_t *ret_nr, struct cairn_error *err);
+    int (*pread)(void *ctx, void *buf, size_t len, uint64_t guest_off, struct cairn_error *err);
+    void *ctx;
+};
+
 struct copy {
     struct cairn_client *client;
-    struct remote_disk *disk;
+    struct content content;
     int (*write)(void *out, const void *buf, size_t len, uint64_t guest_off,
                  struct cairn_error *err);
     void *out;
@@ -65,12 +75,12 @@ static int add_range(struct copy *c, uint64_t guest_off, uint64_t len, struct ca
 
 static int find_data(struct copy *c, struct cairn_error *err)
 {
-    uint64_t size = remote_disk_size(c->disk);
+    uint64_t size = c->content.size;
     struct extent batch[BATCH];
     size_t nr;
 
     for (uint64_t at = 0; at < size;) {
-        int ret = remote_disk_map(c->disk, at, size - at, batch, BATCH, &nr, err);
+        int ret = c->content.map(c->content.ctx, at, size - at, batch, BATCH, &nr, err);
 
         for (size_t i = 0; ret == CAIRN_OK && i < nr; i++) {
             if (!extent_reads_zero(batch[i].kind))
@@ -116,7 +126,7 @@ static int copy_piece(void *ctx, struct cairn_error *err)
         return error_no_memory(err, "a buffer");
     if (!next_piece(c, &piece))
         return CREW_NONE_LEFT;
-    ret = remote_disk_pread(c->disk, buf, piece.len, piece.guest_off, err);
+    ret = c->content.pread(c->content.ctx, buf, piece.len, piece.guest_off, err);
     if (ret == CAIRN_OK)
         ret = c->write(c->out, buf, piece.len, piece.guest_off, err);
     if (ret == CAIRN_OK)
@@ -146,7 +156,7 @@ static int write_active(void *out, const void *buf, size_t len, uint64_t guest_o
 
 static int fill_flat(struct copy *c, const char *path, struct cairn_error *err)
 {
-    const struct active_options options = {.virtual_size = remote_disk_size(c->disk)};
+    const struct active_options options = {.virtual_size = c->content.size};
     struct active *active;
     int ret = active_create(path, &options, &active, err);
     int closed;
@@ -193,7 +203,7 @@ static int fill_raw(struct copy *c, const char *path, struct cairn_error *err)
 
     if (fd < 0)
         return error_set_errno(err, errno, "cannot create %s", path);
-    if (ftruncate(fd, (off_t)remote_disk_size(c->disk)) != 0)
+    if (ftruncate(fd, (off_t)c->content.size) != 0)
         return error_set_errno(err, errno, "cannot set the size of %s", path);
     c->write = write_raw;
     c->out = &raw;
@@ -205,24 +215,68 @@ static int fill_raw(struct copy *c, const char *path, struct cairn_error *err)
 
 /* -- The whole ------------------------------------------------------------------------------ */
 
-static int pull_content(struct cairn_client *client, const struct ref *ref, bool raw,
-                        const char *out, struct cairn_error *err)
+static int map_disk(void *ctx, uint64_t guest_off, uint64_t len, struct extent *ret_extents,
+                    size_t max, size_t *ret_nr, struct cairn_error *err)
+{
+    return remote_disk_map(ctx, guest_off, len, ret_extents, max, ret_nr, err);
+}
+
+static int read_disk(void *ctx, void *buf, size_t len, uint64_t guest_off, struct cairn_error *err)
+{
+    return remote_disk_pread(ctx, buf, len, guest_off, err);
+}
+
+static int map_internal(void *ctx, uint64_t guest_off, uint64_t len, struct extent *ret_extents,
+                        size_t max, size_t *ret_nr, struct cairn_error *err)
+{
+    return remote_internal_map(ctx, guest_off, len, ret_extents, max, ret_nr, err);
+}
+
+static int read_internal(void *ctx, void *buf, size_t len, uint64_t guest_off,
+                         struct cairn_error *err)
+{
+    return remote_internal_pread(ctx, buf, len, guest_off, err);
+}
+
+static int fill(struct cairn_client *client, const struct content *content, bool raw,
+                const char *path, struct cairn_error *err)
+{
+    struct copy c = {.client = client, .content = *content, .lock = PTHREAD_MUTEX_INITIALIZER};
+    int ret = raw ? fill_raw(&c, path, err) : fill_flat(&c, path, err);
+
+    pthread_mutex_destroy(&c.lock);
+    return ret;
+}
+
+/* snapshot NULL: the disk itself. */
+static int fill_from(struct cairn_client *client, const struct ref *ref, const char *snapshot,
+                     bool raw, const char *path, struct cairn_error *err)
+{
+    CLEANUP(remote_disk_unref_p) struct remote_disk *disk = NULL;
+    CLEANUP(remote_internal_free_p) struct remote_internal *internal = NULL;
+    struct content content;
+    int ret = snapshot ? remote_internal_open(client, ref, snapshot, &internal, err)
+                       : remote_disk_open(client, ref, NULL, &disk, err);
+
+    if (ret != CAIRN_OK)
+        return ret;
+    if (snapshot)
+        content =
+            (struct content){remote_internal_size(internal), map_internal, read_internal, internal};
+    else
+        content = (struct content){remote_disk_size(disk), map_disk, read_disk, disk};
+    return fill(client, &content, raw, path, err);
+}
+
+static int pull_content(struct cairn_client *client, const struct ref *ref, const char *snapshot,
+                        bool raw, const char *out, struct cairn_error *err)
 {
     CLEANUP(whole_file_release) struct whole_file file = {0};
-    CLEANUP(remote_disk_unref_p) struct remote_disk *disk = NULL;
-    struct copy c = {.client = client, .lock = PTHREAD_MUTEX_INITIALIZER};
     int ret = whole_file_begin(&file, out, err);
 
     if (ret == CAIRN_OK)
-        ret = remote_disk_open(client, ref, NULL, &disk, err);
-    if (ret != CAIRN_OK)
-        return ret;
-    c.disk = disk;
-    ret = raw ? fill_raw(&c, file.temporary, err) : fill_flat(&c, file.temporary, err);
-    pthread_mutex_destroy(&c.lock);
-    if (ret == CAIRN_OK)
-        ret = whole_file_finish(&file, err);
-    return ret;
+        ret = fill_from(client, ref, snapshot, raw, file.temporary, err);
+    return ret == CAIRN_OK ? whole_file_finish(&file, err) : ret;
 }
 
 int cairn_pull(struct cairn_client *client, const char *ref_text, enum cairn_pull_mode mode,
@@ -235,11 +289,24 @@ int cairn_pull(struct cairn_client *client, const char *ref_text, enum cairn_pul
         return ret;
     switch (mode) {
     case CAIRN_PULL_FLAT:
-        return pull_content(client, &ref, false, out, err);
+        return pull_content(client, &ref, NULL, false, out, err);
     case CAIRN_PULL_RAW:
-        return pull_content(client, &ref, true, out, err);
+        return pull_content(client, &ref, NULL, true, out, err);
     case CAIRN_PULL_CHAIN:
         return pull_chain(client, &ref, out, err);
     }
     return error_set(err, CAIRN_E_USAGE, "pull mode %d is not known", (int)mode);
+}
+
+int cairn_pull_internal(struct cairn_client *client, const char *ref_text, const char *snapshot,
+                        enum cairn_pull_mode mode, const char *out, struct cairn_error *err)
+{
+    struct ref ref;
+    int ret = ref_parse(ref_text, &ref, err);
+
+    if (ret != CAIRN_OK)
+        return ret;
+    if (mode != CAIRN_PULL_FLAT && mode != CAIRN_PULL_RAW)
+        return error_set(err, CAIRN_E_USAGE, "an internal snapshot is pulled into one file");
+    return pull_content(client, &ref, snapshot, mode == CAIRN_PULL_RAW, out, err);
 }

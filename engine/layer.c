@@ -94,6 +94,26 @@ int layer_open_snapshot(struct source *src, uint32_t index, struct layer **ret_l
     return r;
 }
 
+int layer_find_snapshot(struct source *src, enum layer_format format, const char *name_or_id,
+                        struct layer **ret_layer, struct cairn_error *err)
+{
+    CLEANUP(layer_free_p) struct layer *layer = NULL;
+    uint32_t index;
+    int r;
+
+    if (format != LAYER_QCOW2)
+        return error_set(err, CAIRN_E_USAGE, "%s is not a qcow2 image: it has no snapshots",
+                         src->name);
+    r = layer_open(src, format, &layer, err);
+    if (r == CAIRN_OK)
+        r = qcow2_snapshot_find(layer->image, name_or_id, &index, err);
+    if (r == CAIRN_OK)
+        r = become_snapshot(layer, index, err);
+    if (r == CAIRN_OK)
+        *ret_layer = steal_ptr(layer);
+    return r;
+}
+
 const struct layer_attr *layer_get_attr(const struct layer *layer)
 {
     return &layer->attr;

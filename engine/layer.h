@@ -50,6 +50,10 @@ int layer_open(struct source *src, enum layer_format format, struct layer **ret_
  */
 int layer_open_snapshot(struct source *src, uint32_t index, struct layer **ret_layer,
                         struct cairn_error *err);
+/* The same by its name or ID, of an image of any format: CAIRN_E_USAGE for one that can have none.
+ */
+int layer_find_snapshot(struct source *src, enum layer_format format, const char *name_or_id,
+                        struct layer **ret_layer, struct cairn_error *err);
 void layer_free(struct layer *layer);
 CLEANUP_DEFINE(struct layer *, layer_free)
 

@@ -254,6 +254,97 @@ class Internal(Case):
         self.server.cairn("push", "--internal-all", raw, "vm:v1", code=1)
         self.server.cairn("push", "--internal-all", path, "vm@sha256:" + 64 * "0", code=2)
 
+    # -- Of a published disk -------------------------------------------------------------------------
+
+    def assert_reads_as(self, path, ref, names):
+        """Maps and content of a published image's snapshots are those of the local file."""
+        for name in names:
+            content, copy = self.expected(path, name), path.with_name("copy.qcow2")
+            ours = self.server.cairn("map", "--json", "--internal", name, ref).json()
+            self.assertIsNone(qemu.first_extent_difference(ours, qemu.extent_map(copy)), name)
+            flat, raw = self.tmp / "flat.qcow2", self.tmp / "flat.raw"
+            self.server.cairn("pull", "--internal", name, ref, flat)
+            self.server.cairn("pull", "--raw", "--internal", name, ref, raw)
+            qemu.check(flat)
+            self.assertTrue(qemu.convert(flat, self.tmp / "flat.out") == content, name)
+            self.assertTrue(raw.read_bytes() == content, name)
+            flat.unlink()
+            raw.unlink()
+
+    def test_snapshots_of_a_published_disk(self):
+        for number, options in enumerate(("cluster_size=64k", "cluster_size=512",
+                                          "compat=0.10,cluster_size=4k", "cluster_size=2M",
+                                          "extended_l2=on,cluster_size=128k")):
+            path = self.image(options, name=f"vm{number}.qcow2")
+            self.fill(path, 0, 3 * MIB)
+            self.snapshot(path, "one")
+            self.fill(path, MIB + 512, 100 * KIB)
+            qemu.io(path, "write -z 2M 300k", "discard 0 512k")
+            self.snapshot(path, "two")
+            if "compat" not in options:  # QEMU does not resize version 2 with snapshots
+                qemu.img("resize", path, "9M")
+            self.fill(path, 7 * MIB, MIB)
+            self.snapshot(path, "later")
+            self.fill(path, 0, 4 * MIB)
+            self.server.push(path, f"vm{number}:v1")
+            self.assert_reads_as(path, f"vm{number}:v1", ["one", "two", "later"])
+
+    def test_snapshots_of_a_published_chain(self):
+        """Compressed clusters, a backing chain of another size, a snapshot by its ID."""
+        base = self.tmp / "base.qcow2"
+        source = self.tmp / "base.raw"
+        source.write_bytes(random_bytes(self.rng, 2 * MIB) + bytes(64 * KIB) + b"c" * 4 * MIB)
+        qemu.img("convert", "-c", "-O", "qcow2", source, base)
+        middle = self.image(name="middle.qcow2", backing=("-b", base.name, "-F", "qcow2"))
+        self.fill(middle, MIB, MIB)
+        path = self.image("compression_type=zstd", 10 * MIB,
+                          backing=("-b", middle.name, "-F", "qcow2"))
+        self.snapshot(path, "empty")
+        qemu.io(path, "write -c -P 7 0 64k")
+        qemu.io(path, "write -c -P 8 9M 64k")
+        qemu.io(path, "write -z 5M 200k")
+        self.snapshot(path, "written")
+        qemu.io(path, "write -P 9 0 10M")
+        self.server.push(path, "vm:v1")
+        self.assert_reads_as(path, "vm:v1", ["empty", "written"])
+        by_id = self.server.cairn("map", "--json", "--internal", "2", "vm:v1").stdout
+        by_name = self.server.cairn("map", "--json", "--internal", "written", "vm:v1").stdout
+        self.assertEqual(by_id, by_name)
+
+    def test_a_map_of_a_published_snapshot_reads_tables_alone(self):
+        path = self.image(size=64 * MIB)
+        self.fill(path, 0, 16 * MIB)
+        self.snapshot(path, "one")
+        self.fill(path, 0, 16 * MIB)
+        self.server.push(path, "vm:v1")
+        self.proxy.take()
+        run(CAIRN, "map", "--internal", "one", "vm:v1", env={"CAIRN_SERVER": self.proxy.url})
+        self.assertLess(self.proxy.take()[1], MIB)
+
+    def test_info_lists_snapshots_of_a_published_disk(self):
+        path = self.image()
+        self.snapshot(path, "one")
+        self.server.push(path, "vm:v1")
+        local = run(CAIRN, "image", "info", "--json", path).json()["snapshots"]
+        self.assertEqual(self.server.cairn("info", "--json", "vm:v1").json()["snapshots"], local)
+        self.assertRegex(self.server.cairn("info", "vm:v1").stdout.decode(),
+                         r"snapshot: +one \(ID 1, ")
+
+    def test_refusals_of_published_disks(self):
+        path, raw = self.image(size=MIB), self.tmp / "disk.raw"
+        raw.write_bytes(bytes(MIB))
+        self.server.push(path, "vm:v1")
+        self.server.push(raw, "raw:v1")
+        out = self.tmp / "out"
+        for arguments, code, words in (
+                (("map", "--internal", "gone", "vm:v1"), 1, 'has the name or ID "gone"'),
+                (("pull", "--internal", "gone", "vm:v1", out), 1, 'has the name or ID "gone"'),
+                (("map", "--internal", "one", "raw:v1"), 2, "it has no snapshots"),
+                (("pull", "--chain", "--internal", "one", "vm:v1", out), 2, "exclude each other")):
+            said = self.server.cairn(*arguments, code=code).stderr.decode()
+            self.assertIn(words, said)
+            self.assertFalse(out.exists())
+
     # -- Without a service ---------------------------------------------------------------------------
 
     def test_map_of_a_snapshot(self):
