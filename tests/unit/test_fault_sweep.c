@@ -1,0 +1,832 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The sweep: each fault point × {EIO, ENOSPC, crash before, crash after} × {once, from then on}.
+ *
+ * A scenario is work on an image that meets some of the points; all of them together must meet all
+ * points, and no step without a name.  Each case does this work in a child process with one fault.
+ * An operation may fail, if it says so as it should; then the handle goes on, or refuses to where a
+ * failed sync says so.  A crash ends the child; "from then on" the next ones crash as well.
+ * Afterwards, without faults: the check finds no error (leaks are allowed), each sector holds what
+ * was flushed or something written later, work goes on, and in the end there is nothing to repair.
+ *
+ * The oracle knows for each sector which values it may hold, as a set: value v is bit v.
+ *
+ * Each point is swept in the first scenario that meets it, at the first and the last time that it
+ * does, and qemu-img looks at a part of the images.  CAIRN_TEST_SWEEP=full: in every scenario, at
+ * more times, and qemu-img looks at all of them.
+ */
+#include "fault_plan.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "active_internal.h"
+#include "bytes.h"
+#include "checked.h"
+#include "qcow2_backing.h"
+#include "qcow2_check.h"
+#include "qemu.h"
+#include "seal.h"
+
+#define IMAGE      "swept.qcow2"
+#define SEALED     "sealed.qcow2"
+#define SECTOR     ((uint64_t)512)
+#define KIB        UINT64_C(1024)
+#define WINDOW     (512 * KIB) /* the work is done in two windows, below two L2 tables */
+#define NR_SECTORS (2 * WINDOW / SECTOR)
+#define FAILED     1
+#define CRASHES    3 /* one after the other, where crashes go on */
+
+static const struct digest parent_id = {{0xfa, 0x17}};
+
+/* What parent and child see both. */
+struct shared {
+    struct fault_plan plan;
+    uint64_t now[NR_SECTORS];   /* what a read may return */
+    uint64_t later[NR_SECTORS]; /* what may be there after a crash */
+    uint32_t version;           /* the last value given */
+    bool created;
+    char said[1024]; /* by a child that failed */
+};
+
+struct scenario {
+    const char *name;
+    unsigned cluster_bits;
+    void (*prepare)(void);         /* the file before; NULL: there is none */
+    void (*work)(struct active *); /* NULL: see other_work */
+    void (*other_work)(void);
+    void (*mend)(void); /* makes IMAGE an active layer without errors again */
+    /* what prepare makes */
+    uint8_t *bytes;
+    size_t len;
+    uint64_t size;
+    uint64_t corruptions;
+    struct shared before;
+};
+
+static struct shared *shared;
+static struct scenario *scenario; /* of this case */
+static struct cairn_error err;    /* of the operation at hand */
+
+static __attribute__((format(printf, 1, 2), noreturn)) void complain(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(shared->said, sizeof(shared->said), fmt, ap);
+    va_end(ap);
+    _exit(FAILED);
+}
+
+/* -- The oracle -------------------------------------------------------------------------------- */
+
+/* Far enough from each other for an L2 table each. */
+static uint64_t window_off(unsigned nr)
+{
+    return nr * (UINT64_C(1) << (2 * scenario->cluster_bits - 4));
+}
+
+static uint64_t disk_size(void)
+{
+    return window_off(1) + WINDOW;
+}
+
+static size_t sector_index(unsigned window, uint64_t off)
+{
+    return (size_t)((window * WINDOW + off) / SECTOR);
+}
+
+static void fill(uint8_t *to, size_t sector, uint32_t version)
+{
+    for (size_t i = 0; i < SECTOR / 8; i++)
+        bytes_put_be64(to + 8 * i, version ? (uint64_t)version << 32 | sector << 8 | i : 0);
+}
+
+static void may_become(size_t first, size_t nr, uint32_t version)
+{
+    for (size_t i = first; i < first + nr; i++) {
+        shared->now[i] |= UINT64_C(1) << version;
+        shared->later[i] |= UINT64_C(1) << version;
+    }
+}
+
+static void has_become(size_t first, size_t nr, uint32_t version)
+{
+    for (size_t i = first; i < first + nr; i++)
+        shared->now[i] = UINT64_C(1) << version;
+}
+
+static void is_durable(void)
+{
+    memcpy(shared->later, shared->now, sizeof(shared->later));
+}
+
+static void after_crash(void)
+{
+    memcpy(shared->now, shared->later, sizeof(shared->now));
+}
+
+static void compare_window(const uint8_t *bytes, unsigned window, const uint64_t *may,
+                           const char *when)
+{
+    for (size_t i = 0; i < WINDOW / SECTOR; i++) {
+        const uint8_t *at = bytes + i * SECTOR;
+        size_t sector = sector_index(window, i * SECTOR);
+        uint32_t version = (uint32_t)(bytes_get_be64(at) >> 32);
+        uint8_t expected[SECTOR];
+
+        fill(expected, sector, version);
+        if (version > 63 || memcmp(at, expected, SECTOR) != 0 || !(may[sector] >> version & 1))
+            complain("%s: sector %zu holds version %" PRIu32 ", allowed are those of 0x%" PRIx64,
+                     when, sector, version, may[sector]);
+    }
+}
+
+/* Read everything, without faults. */
+static void look(struct active *a, const char *when)
+{
+    static uint8_t bytes[WINDOW];
+    bool off = shared->plan.off;
+
+    shared->plan.off = true;
+    for (unsigned window = 0; window < 2; window++) {
+        if (active_pread(a, bytes, WINDOW, window_off(window), &err))
+            complain("%s: reading fails: %s", when, err.message);
+        compare_window(bytes, window, shared->now, when);
+    }
+    shared->plan.off = off;
+}
+
+/* -- Operations -------------------------------------------------------------------------------- */
+
+static bool refuses_changes(void)
+{
+    return shared->plan.sync_failed && shared->plan.point >= FAULT_SYNC_BEFORE_REFTABLE &&
+           shared->plan.point <= FAULT_SYNC_LAST;
+}
+
+/* How an operation went, which has left its error in err. */
+static bool succeeded(const char *what, int rc)
+{
+    static unsigned nr_fired; /* when it began: when the one before had ended */
+    const struct fault_plan *plan = &shared->plan;
+    bool over = !plan->from_then_on && nr_fired > 0;
+    int sys_errno = plan->action == ACTION_EIO ? EIO : ENOSPC;
+    int code = plan->action == ACTION_EIO ? CAIRN_E_IO : CAIRN_E_NO_SPACE;
+
+    nr_fired = plan->nr_fired;
+    if (rc == CAIRN_OK)
+        return true;
+    if (plan->nr_fired == 0)
+        complain("%s fails without a fault: %s", what, err.message);
+    if (over && !refuses_changes())
+        complain("%s fails when the fault is over: %s", what, err.message);
+    if (rc != code && !(refuses_changes() && rc == CAIRN_E_IO))
+        complain("%s fails with code %d, expected %d: %s", what, rc, code, err.message);
+    if (!strstr(err.message, strerror(sys_errno)) ||
+        !(strstr(err.message, IMAGE) || strstr(err.message, SEALED) ||
+          plan->point == FAULT_CREATE_SYNC_FOLDER))
+        complain("%s does not say what and where: %s", what, err.message);
+    return false;
+}
+
+/* A change of the handle, and what it was given. */
+static void changed(struct active *a, const char *what, bool ok)
+{
+    if (ok && refuses_changes())
+        complain("%s succeeds after a failed sync", what);
+    if (!ok)
+        look(a, what);
+}
+
+static void put(struct active *a, unsigned window, uint64_t off, uint64_t len)
+{
+    static uint8_t bytes[WINDOW];
+    size_t first = sector_index(window, off), nr = (size_t)(len / SECTOR);
+    uint32_t version = ++shared->version;
+    bool ok;
+
+    if (version > 63)
+        complain("too many versions for the oracle");
+    for (size_t i = 0; i < nr; i++)
+        fill(bytes + i * SECTOR, first + i, version);
+    may_become(first, nr, version);
+    ok = succeeded("write", active_pwrite(a, bytes, (size_t)len, window_off(window) + off, &err));
+    if (ok)
+        has_become(first, nr, version);
+    changed(a, "write", ok);
+}
+
+/* One that has to fail at a point of its own. */
+static void put_in_vain(struct active *a, enum fault_point obstacle)
+{
+    static uint8_t bytes[SECTOR]; /* zeros */
+    int rc;
+
+    shared->plan.obstacle = obstacle;
+    may_become(sector_index(1, 0), 1, 0);
+    rc = active_pwrite(a, bytes, sizeof(bytes), window_off(1), &err);
+    shared->plan.obstacle = FAULT_NONE;
+    if (rc == CAIRN_OK)
+        complain("write succeeds past %s", fault_name(obstacle));
+    look(a, "write in vain");
+}
+
+static void zero(struct active *a, unsigned window, uint64_t off, uint64_t len, bool may_unmap)
+{
+    size_t first = sector_index(window, off), nr = (size_t)(len / SECTOR);
+    bool ok;
+
+    may_become(first, nr, 0);
+    ok = succeeded("zero", active_zero(a, len, window_off(window) + off, may_unmap, &err));
+    if (ok)
+        has_become(first, nr, 0);
+    changed(a, "zero", ok);
+}
+
+static void discard(struct active *a, unsigned window, uint64_t off, uint64_t len)
+{
+    size_t first = sector_index(window, off), nr = (size_t)(len / SECTOR);
+    bool ok;
+
+    may_become(first, nr, 0);
+    ok = succeeded("discard", active_discard(a, len, window_off(window) + off, &err));
+    if (ok)
+        has_become(first, nr, 0);
+    changed(a, "discard", ok);
+}
+
+static void flush(struct active *a)
+{
+    bool ok = succeeded("flush", active_flush(a, &err));
+
+    if (ok)
+        is_durable();
+    changed(a, "flush", ok);
+}
+
+static void read_all(struct active *a)
+{
+    static uint8_t bytes[WINDOW];
+
+    for (unsigned window = 0; window < 2; window++)
+        if (succeeded("read", active_pread(a, bytes, WINDOW, window_off(window), &err)))
+            compare_window(bytes, window, shared->now, "read");
+}
+
+static void set_parent(struct active *a)
+{
+    struct digest found;
+    bool ok = succeeded("set_parent", active_set_parent(a, &parent_id, &err));
+
+    if (ok && (!active_parent(a, &found) || !digest_equal(&found, &parent_id)))
+        complain("set_parent: the parent is not recorded");
+    changed(a, "set_parent", ok);
+}
+
+static void seal(struct active *a)
+{
+    if (succeeded("seal", active_seal(a, &err)))
+        is_durable();
+    look(a, "seal");
+}
+
+/* After a failed sync it must not look as if all were well. */
+static void close_layer(struct active *a)
+{
+    bool sealed = a->sealed;
+    bool ok = succeeded("close", active_close(a, &err));
+
+    if (ok && refuses_changes() && !sealed)
+        complain("close succeeds after a failed sync");
+    if (ok)
+        is_durable();
+    else
+        after_crash();
+}
+
+/* NULL: the fault is in the way. */
+static struct active *open_layer(void)
+{
+    struct active_options options = {
+        .virtual_size = disk_size(),
+        .cluster_bits = scenario->cluster_bits,
+        .parent_pending = true,
+    };
+    struct active *a = NULL;
+
+    shared->plan.sync_failed = false; /* that was another handle's */
+    if (access(IMAGE, F_OK) == 0)
+        return succeeded("open", active_open(IMAGE, &options, &a, &err)) ? a : NULL;
+    if (!succeeded("create", active_create(IMAGE, &options, &a, &err)))
+        return NULL;
+    shared->created = true;
+    return a;
+}
+
+/* -- Scenarios with an active layer ------------------------------------------------------------ */
+
+#define LARGE (64 * KIB)
+#define SMALL (16 * KIB)
+
+static void life(struct active *a)
+{
+    put(a, 0, 3 * SECTOR, 40 * SECTOR);
+    put(a, 0, LARGE, 2 * LARGE + SECTOR);
+    put(a, 1, 0, LARGE);
+    flush(a);
+    zero(a, 0, LARGE, LARGE, true);
+    zero(a, 0, 2 * LARGE, 8 * KIB, false);
+    put(a, 0, 3 * LARGE, 3 * LARGE);
+    flush(a);
+    set_parent(a);
+    discard(a, 0, 3 * LARGE, LARGE);
+    discard(a, 1, 0, LARGE);
+    flush(a);
+    put(a, 1, LARGE, 3 * LARGE);
+    put(a, 0, SECTOR, SECTOR);
+    close_layer(a);
+    a = open_layer();
+    if (!a)
+        return;
+    read_all(a);
+    put(a, 1, 4 * LARGE - SECTOR, 3 * SECTOR);
+    discard(a, 0, 5 * LARGE, LARGE);
+    seal(a);
+    read_all(a);
+    close_layer(a);
+}
+
+/* Cluster by cluster, until the refcount structure has to grow. */
+static void outgrow(struct active *a)
+{
+    put(a, 0, 0, SECTOR);
+    put(a, 1, SMALL - SECTOR, 2 * SECTOR);
+    put(a, 0, 4 * SMALL, 4 * SMALL);
+    flush(a);
+    discard(a, 0, 5 * SMALL, SMALL);
+    put(a, 1, 4 * SMALL, 2 * SMALL);
+    flush(a);
+    put(a, 0, 6 * SMALL, SMALL);
+    close_layer(a);
+}
+
+/* An L2 table that nothing was put into. */
+static void empty_table(struct active *a)
+{
+    put(a, 0, 0, LARGE);
+    flush(a);
+    put_in_vain(a, FAULT_L2_PLACE);
+    flush(a);
+    put(a, 1, LARGE, SECTOR);
+    close_layer(a);
+}
+
+/* A layer with something in it. */
+static void make_layer(void)
+{
+    struct active *a = open_layer();
+
+    put(a, 0, 0, 2 * SECTOR);
+    put(a, 0, 2 * LARGE, LARGE + SECTOR);
+    put(a, 1, 0, LARGE);
+    flush(a);
+    discard(a, 0, 3 * LARGE, LARGE);
+    close_layer(a);
+}
+
+static void poke(uint64_t host_off, uint64_t value, size_t len)
+{
+    int fd = open(IMAGE, O_WRONLY | O_CLOEXEC);
+    uint8_t bytes[8];
+
+    bytes_put_be64(bytes, value);
+    if (pwrite(fd, bytes + 8 - len, len, (off_t)host_off) != (ssize_t)len)
+        complain("poke: %s", strerror(errno));
+    close(fd);
+}
+
+/* All host clusters below nr_clusters are counted in the first block, as far as it goes; the file
+ * ends there. */
+static void use_up(uint64_t nr_clusters)
+{
+    make_layer();
+    for (uint64_t i = 0; i < min_u64(nr_clusters, SMALL / 2); i++)
+        poke(2 * SMALL + 2 * i, 1, 2);
+    if (truncate(IMAGE, (off_t)(nr_clusters * SMALL)) < 0)
+        complain("truncate: %s", strerror(errno));
+}
+
+static void use_up_a_block(void)
+{
+    use_up(SMALL / 2 - 3);
+}
+
+static void use_up_the_table(void)
+{
+    use_up((UINT64_C(256) << 30) / SMALL - 3);
+}
+
+/* -- Scenarios with any image ------------------------------------------------------------------ */
+
+static struct qcow2_check_result check(const char *file, enum qcow2_repair_mode mode)
+{
+    CLEANUP(source_free_p) struct source *src = NULL;
+    CLEANUP(qcow2_check_free_p) struct qcow2_check *c = NULL;
+    struct qcow2_check_result result;
+    struct hostfile host = {.fd = -1};
+
+    if (source_open_file(file, file, &src, &err) || qcow2_check_new(src, NULL, &c, &err))
+        complain("%s cannot be checked: %s", file, err.message);
+    result = *qcow2_check_get_result(c);
+    if (mode == QCOW2_REPAIR_NONE)
+        return result;
+    if (!succeeded("open for repair",
+                   hostfile_init(&host, open(file, O_RDWR | O_CLOEXEC), file, &err)))
+        complain("%s cannot be opened", file);
+    succeeded("repair", qcow2_repair(c, &host, mode, &err));
+    hostfile_release(&host);
+    return result;
+}
+
+static void damage(void)
+{
+    uint64_t entry = QCOW2_HDR_INCOMPATIBLE_FEATURES;
+
+    make_layer();
+    poke(QCOW2_HDR_AUTOCLEAR_FEATURES, 1 << 5, 8);
+    poke(entry, QCOW2_INCOMPAT_EXTL2 | QCOW2_INCOMPAT_DIRTY, 8);
+    poke(2 * LARGE + 2 * 5, 0, 2);    /* refcount of the first data cluster */
+    poke(2 * LARGE + 2 * 3000, 1, 2); /* a leak */
+    poke(4 * LARGE + 2 * QCOW2_L2E_SIZE_EXTL2, 6 * LARGE, 8); /* no copied bit */
+    scenario->corruptions = check(IMAGE, QCOW2_REPAIR_NONE).corruptions;
+    if (scenario->corruptions == 0)
+        complain("there is nothing to repair");
+}
+
+static void lose_the_refblock(void)
+{
+    make_layer();
+    poke(LARGE, 0, 8);
+    scenario->corruptions = check(IMAGE, QCOW2_REPAIR_NONE).corruptions;
+}
+
+static void repair_all(void)
+{
+    check(IMAGE, QCOW2_REPAIR_ALL);
+}
+
+static void set_backing_to(const char *name)
+{
+    int fd = open(IMAGE, O_RDWR | O_CLOEXEC);
+
+    succeeded("set_backing", qcow2_set_backing(fd, IMAGE, name, LAYER_QCOW2, NULL, &err));
+    close(fd);
+}
+
+static void rebase(void)
+{
+    set_backing_to("some-other-image.qcow2");
+    set_backing_to("another.qcow2");
+}
+
+static void drop_the_parent(void)
+{
+    make_layer();
+    set_backing_to(NULL);
+}
+
+static void no_backing(void)
+{
+    set_backing_to(NULL);
+}
+
+static void seal_anew(void)
+{
+    const struct seal_options options = {.nr_threads = 1};
+    CLEANUP(source_free_p) struct source *src = NULL;
+    struct seal_result result;
+    struct hostfile out;
+    int fd = open(SEALED, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    if (source_open_file(IMAGE, IMAGE, &src, NULL) || hostfile_init(&out, fd, SEALED, NULL))
+        complain("cannot open what is to be sealed");
+    succeeded("seal anew", seal_image(src, &out, &options, &result, &err));
+    hostfile_release(&out);
+}
+
+/* What was sealed is as good as the layer. */
+static void seal_again(void)
+{
+    struct qcow2_check_result result;
+
+    seal_anew();
+    result = check(SEALED, QCOW2_REPAIR_NONE);
+    if (result.corruptions || result.leaks || result.check_errors)
+        complain("the sealed image has errors");
+    if (rename(SEALED, IMAGE) < 0)
+        complain("rename: %s", strerror(errno));
+}
+
+static struct scenario scenarios[] = {
+    {.name = "the life of a layer", .cluster_bits = 16, .work = life},
+    {.name = "an empty L2 table", .cluster_bits = 16, .work = empty_table},
+    {.name = "a new refcount block",
+     .cluster_bits = 14,
+     .work = outgrow,
+     .prepare = use_up_a_block},
+    {.name = "a larger refcount table",
+     .cluster_bits = 14,
+     .work = outgrow,
+     .prepare = use_up_the_table},
+    {.name = "repair",
+     .cluster_bits = 16,
+     .prepare = damage,
+     .other_work = repair_all,
+     .mend = repair_all},
+    {.name = "rebuilt refcounts",
+     .cluster_bits = 16,
+     .prepare = lose_the_refblock,
+     .other_work = repair_all,
+     .mend = repair_all},
+    {.name = "another backing name",
+     .cluster_bits = 16,
+     .prepare = drop_the_parent,
+     .other_work = rebase,
+     .mend = no_backing},
+    {.name = "sealed anew",
+     .cluster_bits = 16,
+     .prepare = make_layer,
+     .other_work = seal_anew,
+     .mend = seal_again},
+};
+#define NR_SCENARIOS (sizeof(scenarios) / sizeof(scenarios[0]))
+
+/* -- One case ---------------------------------------------------------------------------------- */
+
+static const struct hostfile_hook *plan_hook(void)
+{
+    static struct hostfile_hook hook;
+
+    hook =
+        (struct hostfile_hook){.before = fault_before, .after = fault_after, .ctx = &shared->plan};
+    return &hook;
+}
+
+/* In a child. */
+static void work(void)
+{
+    struct active *a;
+
+    if (!scenario->work) {
+        scenario->other_work();
+        return;
+    }
+    a = open_layer();
+    if (a)
+        scenario->work(a);
+}
+
+static void expect_no_errors(const char *when)
+{
+    struct qcow2_check_result result = check(IMAGE, QCOW2_REPAIR_NONE);
+
+    if (result.corruptions || result.check_errors || result.overlaps)
+        complain("%s: %" PRIu64 " errors, %" PRIu64 " overlaps", when,
+                 result.corruptions + result.check_errors, result.overlaps);
+}
+
+#define AS_QCOW2                                                                                   \
+    "'json:{\"driver\":\"qcow2\",\"backing\":null,"                                                \
+    "\"file\":{\"driver\":\"file\",\"filename\":\"" IMAGE "\"}}'"
+
+static void ask_qemu(void)
+{
+    static uint8_t bytes[WINDOW];
+    int fd;
+
+    if (system("{ qemu-img check " AS_QCOW2 " || test $? = 3; } >qemu.log 2>&1") != 0)
+        complain("qemu-img check does not pass");
+    if (system("qemu-img convert -O raw " AS_QCOW2 " swept.raw >qemu.log 2>&1") != 0)
+        complain("qemu-img convert fails");
+    fd = open("swept.raw", O_RDONLY | O_CLOEXEC);
+    for (unsigned window = 0; window < 2; window++) {
+        if (pread(fd, bytes, WINDOW, (off_t)window_off(window)) != (ssize_t)WINDOW)
+            complain("qemu-img convert has not written everything");
+        compare_window(bytes, window, shared->later, "as QEMU reads it");
+    }
+    close(fd);
+    unlink("swept.raw");
+}
+
+static bool with_qemu;
+
+/* In a child, without faults: what is there, and that work goes on. */
+static void verify(void)
+{
+    struct active *a;
+
+    shared->plan = (struct fault_plan){.off = true};
+    if (access(IMAGE, F_OK) < 0 && shared->created)
+        complain("the layer is gone");
+    if (scenario->mend) {
+        uint64_t found = check(IMAGE, QCOW2_REPAIR_NONE).corruptions;
+
+        if (found > scenario->corruptions)
+            complain("%" PRIu64 " errors, %" PRIu64 " before", found, scenario->corruptions);
+        scenario->mend();
+    }
+    after_crash();
+    if (access(IMAGE, F_OK) == 0) {
+        expect_no_errors("afterwards");
+        if (with_qemu)
+            ask_qemu();
+    }
+    a = open_layer();
+    look(a, "afterwards");
+    put(a, 0, 4 * KIB, WINDOW / 4);
+    flush(a);
+    discard(a, 0, 64 * KIB, 64 * KIB);
+    put(a, 1, WINDOW / 2, WINDOW / 4);
+    close_layer(a);
+    expect_no_errors("after going on");
+    check(IMAGE, QCOW2_REPAIR_LEAKS);
+    if (check(IMAGE, QCOW2_REPAIR_NONE).leaks)
+        complain("leaks after they were repaired");
+    a = open_layer();
+    look(a, "in the end");
+    close_layer(a);
+}
+
+/* The exit status of a process that does it. */
+static int in_child(void (*task)(void), const struct hostfile_hook *hook)
+{
+    pid_t pid = fork();
+    int status;
+
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        fault_hook = hook;
+        task();
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    if (WIFSIGNALED(status))
+        snprintf(shared->said, sizeof(shared->said), "died of signal %d", WTERMSIG(status));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : FAILED;
+}
+
+static void start(const struct fault_plan *plan)
+{
+    int fd;
+
+    unlink(IMAGE);
+    *shared = scenario->before;
+    shared->plan = *plan;
+    if (!scenario->prepare)
+        return;
+    fd = open(IMAGE, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    assert_int_equal(write(fd, scenario->bytes, scenario->len), (ssize_t)scenario->len);
+    assert_int_equal(ftruncate(fd, (off_t)scenario->size), 0);
+    close(fd);
+}
+
+/* True: as it should be. */
+static bool run_case(const struct fault_plan *plan)
+{
+    bool crash = plan->action >= ACTION_CRASH_BEFORE && plan->point != FAULT_NONE;
+    int status;
+
+    start(plan);
+    status = in_child(work, plan_hook());
+    if (plan->point != FAULT_NONE && shared->plan.nr_fired == 0)
+        snprintf(shared->said, sizeof(shared->said), "the point was not met");
+    else if (status != (crash ? FAULT_CRASHED : 0) && !shared->said[0])
+        snprintf(shared->said, sizeof(shared->said), "the work ended with status %d", status);
+    else if (shared->plan.met[FAULT_NONE])
+        snprintf(shared->said, sizeof(shared->said), "a step has no name");
+    for (unsigned i = 1; plan->from_then_on && i < CRASHES && status == FAULT_CRASHED; i++) {
+        after_crash();
+        shared->plan = *plan;
+        shared->plan.nth = 1;
+        status = in_child(work, plan_hook());
+    }
+    return !shared->said[0] && in_child(verify, NULL) == 0;
+}
+
+/* -- The sweep --------------------------------------------------------------------------------- */
+
+static const char *const action_names[] = {"EIO", "ENOSPC", "crash before", "crash after"};
+
+struct sweep {
+    bool full;
+    bool done[FAULT_POINTS_END];
+    unsigned nr_cases, nr_failed, nr_points;
+};
+
+static void sweep_one(struct sweep *sweep, const struct fault_plan *plan)
+{
+    with_qemu = sweep->full || sweep->nr_cases % 16 == 0;
+    sweep->nr_cases++;
+    if (run_case(plan))
+        return;
+    sweep->nr_failed++;
+    print_error("%s, %s, time %u, %s, %s: %s\n", scenario->name, fault_name(plan->point), plan->nth,
+                action_names[plan->action], plan->from_then_on ? "from then on" : "once",
+                shared->said);
+}
+
+static void sweep_point(struct sweep *sweep, enum fault_point point, unsigned met)
+{
+    unsigned step = sweep->full ? 1 + met / 12 : met > 1 ? met - 1 : 1;
+
+    for (unsigned nth = 1; nth <= met; nth += step)
+        for (enum fault_action action = ACTION_EIO; action <= ACTION_CRASH_AFTER; action++)
+            for (int from_then_on = 0; from_then_on < 2; from_then_on++)
+                sweep_one(sweep, &(struct fault_plan){.point = point,
+                                                      .action = action,
+                                                      .nth = nth,
+                                                      .from_then_on = from_then_on});
+}
+
+static void sweep_scenario(struct sweep *sweep)
+{
+    unsigned met[FAULT_POINTS_END];
+
+    with_qemu = true;
+    if (!run_case(&(struct fault_plan){.point = FAULT_NONE}))
+        fail_msg("%s: %s", scenario->name, shared->said);
+    start(&(struct fault_plan){.point = FAULT_NONE});
+    in_child(work, plan_hook());
+    memcpy(met, shared->plan.met, sizeof(met));
+    for (enum fault_point point = FAULT_NONE + 1; point < FAULT_POINTS_END; point++) {
+        if (met[point] == 0 || (sweep->done[point] && !sweep->full))
+            continue;
+        sweep->nr_points += !sweep->done[point];
+        sweep->done[point] = true;
+        sweep_point(sweep, point, met[point]);
+    }
+}
+
+static void prepare(void)
+{
+    struct stat st;
+
+    unlink(IMAGE);
+    memset(shared, 0, sizeof(*shared));
+    for (size_t i = 0; i < NR_SECTORS; i++)
+        shared->now[i] = shared->later[i] = 1;
+    if (scenario->prepare) {
+        if (in_child(scenario->prepare, NULL))
+            fail_msg("%s: %s", scenario->name, shared->said);
+        assert_int_equal(stat(IMAGE, &st), 0);
+        scenario->size = (uint64_t)st.st_size;
+        sh("head -c 2M " IMAGE " >prefix");
+        scenario->bytes = load_file("prefix", &scenario->len);
+        scenario->corruptions = check(IMAGE, QCOW2_REPAIR_NONE).corruptions;
+    }
+    scenario->before = *shared;
+}
+
+static void test_every_point_in_every_way(void **state)
+{
+    const char *how = getenv("CAIRN_TEST_SWEEP");
+    struct sweep sweep = {.full = how && strcmp(how, "full") == 0};
+
+    (void)state;
+    for (scenario = scenarios; scenario < scenarios + NR_SCENARIOS; scenario++) {
+        prepare();
+        sweep_scenario(&sweep);
+        free(scenario->bytes);
+    }
+    for (enum fault_point point = FAULT_NONE + 1; point < FAULT_POINTS_END; point++)
+        if (!sweep.done[point])
+            print_error("%s is never met\n", fault_name(point));
+    print_message("%u fault points, %u cases, %u failures\n", sweep.nr_points, sweep.nr_cases,
+                  sweep.nr_failed);
+    assert_int_equal(sweep.nr_points, FAULT_POINTS_END - 1);
+    assert_int_equal(sweep.nr_failed, 0);
+}
+
+/* In memory, if there is a place: a process that ends loses nothing, so whether syncs do their work
+ * does not show here; test_active_power is about that. */
+static int setup(void **state)
+{
+    if (!getenv("TMPDIR") && access("/dev/shm", W_OK) == 0)
+        setenv("TMPDIR", "/dev/shm", 1);
+    shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    return shared == MAP_FAILED ? -1 : qemu_setup(state);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_point_in_every_way),
+    };
+
+    return cmocka_run_group_tests(tests, setup, qemu_teardown);
+}
