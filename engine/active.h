@@ -7,9 +7,9 @@
  * between where the next depends on it.  After a crash at any instant the image may leak clusters;
  * it is never wrong, and what was flushed is there.
  *
- * All functions on one handle may be called from any thread at the same time, except seal and
- * free.  Overlapping concurrent writes leave one of them in each sector; a read that runs beside
- * an overlapping write sees old or new bytes, never another guest range's.
+ * All functions on one handle may be called from any thread at the same time, except seal, resize
+ * and close.  Overlapping concurrent writes leave one of them in each sector; a read that runs
+ * beside an overlapping write sees old or new bytes, never another guest range's.
  */
 #ifndef ENGINE_ACTIVE_H
 #define ENGINE_ACTIVE_H
@@ -85,6 +85,16 @@ int active_map(struct active *a, uint64_t guest_off, uint64_t len, struct extent
  * go on working.  Nothing may write while it runs.
  */
 int active_seal(struct active *a, struct cairn_error *err);
+
+/*
+ * Change the virtual size (a multiple of 512), durably; a power cut leaves the old or the new one.
+ * What is added reads as zeros, what is cut off is gone for good, and its clusters are freed.
+ * beneath_size: how many guest bytes what lies beneath has, UINT64_MAX if that is not known (then
+ * all that is added is marked as zeros, which takes 16 bytes for each cluster).  On an error the
+ * size is what active_virtual_size says.  Nothing else may run on the layer meanwhile.
+ */
+int active_resize(struct active *a, uint64_t new_size, uint64_t beneath_size,
+                  struct cairn_error *err);
 
 struct active_stats {
     uint64_t backing_bytes; /* read from beneath for copy-on-write */

@@ -27,24 +27,38 @@ enum first_clusters {
     CLUSTER_L1,
 };
 
+static uint64_t l1_entries(uint64_t virtual_size, unsigned cluster_bits)
+{
+    return div_round_up(virtual_size, UINT64_C(1) << (2 * cluster_bits - 4));
+}
+
+int active_check_size(uint64_t virtual_size, unsigned cluster_bits, struct cairn_error *err)
+{
+    if (virtual_size % 512 != 0)
+        return error_set(err, CAIRN_E_USAGE, "virtual size %" PRIu64 " is not a multiple of 512",
+                         virtual_size);
+    if (virtual_size > CHAIN_VIRTUAL_SIZE_MAX ||
+        l1_entries(virtual_size, cluster_bits) * QCOW2_L1E_SIZE > QCOW2_L1_BYTES_MAX)
+        return error_set(err, CAIRN_E_LIMIT,
+                         "virtual size %" PRIu64 " is too large for clusters of %" PRIu64 " bytes",
+                         virtual_size, UINT64_C(1) << cluster_bits);
+    return CAIRN_OK;
+}
+
 int active_plan(const struct active_options *options, struct active_header *ret_h,
                 struct cairn_error *err)
 {
     unsigned bits = options->cluster_bits ? options->cluster_bits : DEFAULT_CLUSTER_BITS;
     uint64_t nr_l1;
+    int rc;
 
     if (bits < QCOW2_CLUSTER_BITS_MIN_EXTL2 || bits > QCOW2_CLUSTER_BITS_MAX)
         return error_set(err, CAIRN_E_USAGE, "cluster_bits is %u, expected %d to %d", bits,
                          QCOW2_CLUSTER_BITS_MIN_EXTL2, QCOW2_CLUSTER_BITS_MAX);
-    if (options->virtual_size % 512 != 0)
-        return error_set(err, CAIRN_E_USAGE, "virtual size %" PRIu64 " is not a multiple of 512",
-                         options->virtual_size);
-    nr_l1 = div_round_up(options->virtual_size, UINT64_C(1) << (2 * bits - 4));
-    if (options->virtual_size > CHAIN_VIRTUAL_SIZE_MAX ||
-        nr_l1 * QCOW2_L1E_SIZE > QCOW2_L1_BYTES_MAX)
-        return error_set(err, CAIRN_E_LIMIT,
-                         "virtual size %" PRIu64 " is too large for clusters of %" PRIu64 " bytes",
-                         options->virtual_size, UINT64_C(1) << bits);
+    rc = active_check_size(options->virtual_size, bits, err);
+    if (rc)
+        return rc;
+    nr_l1 = l1_entries(options->virtual_size, bits);
     *ret_h = (struct active_header){
         .shape = {.virtual_size = options->virtual_size,
                   .l1_off = (uint64_t)CLUSTER_L1 << bits,

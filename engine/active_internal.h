@@ -10,6 +10,7 @@
  *   active_write.c   writing
  *   active_partial.c subclusters written in part, and their copy-on-write
  *   active_zero.c    zeroing, discarding
+ *   active_resize.c  another virtual size
  *   inflight.c       who may go on beside whom
  *   refcount.c       host clusters
  *   table_cache.c, table_commit.c   metadata in memory, and its order on the way out
@@ -32,7 +33,7 @@
 #include "refcount.h"
 #include "table_cache.h"
 
-/* Where things are, as the header says; constant while the file is open. */
+/* Where things are, as the header says; constant while the file is open and not resized. */
 struct active_shape {
     uint64_t virtual_size;
     uint64_t l1_off;
@@ -128,6 +129,8 @@ int active_header_read(struct hostfile *file, struct active_header *ret_h, struc
 
 /* -- active_create.c --------------------------------------------------------------------------- */
 
+/* Can a disk of clusters like that have this size? */
+int active_check_size(uint64_t virtual_size, unsigned cluster_bits, struct cairn_error *err);
 /* The layout of a new file. */
 int active_plan(const struct active_options *options, struct active_header *ret_h,
                 struct cairn_error *err);
@@ -154,6 +157,9 @@ int l2_get_entry_locked(const struct active *a, const struct table_page *page, u
 void l2_put_entry(const struct active *a, uint8_t *bytes, uint64_t guest_off,
                   const struct l2_entry *e);
 
+/* Unlink the L2 table of guest_off, all of whose entries are durably empty, and free it. */
+int l2_drop_table_locked(struct active *a, uint64_t guest_off, struct cairn_error *err);
+
 /* The subclusters of guest_off's cluster that [guest_off, end) touches, as a mask. */
 uint32_t l2_mask(const struct active *a, uint64_t guest_off, uint64_t end);
 
@@ -161,7 +167,8 @@ uint32_t l2_mask(const struct active *a, uint64_t guest_off, uint64_t end);
 int l2_get_run_locked(struct active *a, uint64_t guest_off, uint64_t len, struct extent *ret_run,
                       struct cairn_error *err);
 
-/* -- active_partial.c --------------------------------------------------------------------------- */
+/* -- active_partial.c ---------------------------------------------------------------------------
+ */
 
 void partials_init(struct partials *t);
 void partials_release(struct partials *t);

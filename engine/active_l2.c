@@ -138,6 +138,30 @@ int l2_get_page_locked(struct active *a, uint64_t guest_off, bool create,
     return rc ? error_prefix(err, rc, "L2 table %" PRIu64, l1_index(a, guest_off)) : CAIRN_OK;
 }
 
+int l2_drop_table_locked(struct active *a, uint64_t guest_off, struct cairn_error *err)
+{
+    uint64_t table_off = 0;
+    struct table_page *page;
+    uint8_t *bytes;
+    int rc = read_l1_entry_locked(a, guest_off, &table_off, err);
+
+    if (rc || table_off == 0)
+        return rc;
+    rc = get_l1_page_locked(a, guest_off, &page, err);
+    if (rc)
+        return rc;
+    rc = table_reserve_frees_locked(a->tables, 1, err);
+    if (!rc)
+        rc = table_modify_locked(FAULT_AT(a->tables, FAULT_L2_TABLE_DROP), page, &bytes, err);
+    if (!rc) {
+        bytes_put_be64(bytes + l1_entry_pos(a, guest_off), 0);
+        table_forget_locked(a->tables, table_off, active_cluster_size(a));
+        table_free_locked(a->tables, table_off, active_cluster_size(a));
+    }
+    table_put_locked(a->tables, page);
+    return rc;
+}
+
 /* -- Entries ----------------------------------------------------------------------------------- */
 
 static int bad_entry(const struct active *a, uint64_t guest_off, uint64_t entry, uint64_t bitmap,

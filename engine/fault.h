@@ -43,6 +43,7 @@
     /* Guest data and its tables: active_l2.c, active_write.c, active_partial.c, … */            \
     POINT(L2_TABLE, "l2.table")                                                                    \
     POINT(L2_TABLE_LINK, "l2.table-link")                                                          \
+    POINT(L2_TABLE_DROP, "l2.table-drop")                                                          \
     POINT(L2_PLACE, "l2.place")                                                                    \
     POINT(L2_MARK, "l2.mark")                                                                      \
     POINT(L2_ZERO, "l2.zero")                                                                      \
@@ -52,6 +53,9 @@
     POINT(DATA_READ, "data.read")                                                                  \
     /* The header of an active layer: active.c */                                                  \
     POINT(HEADER_PARENT, "header.parent")                                                          \
+    /* Another virtual size: active_resize.c */                                                    \
+    POINT(RESIZE_L1, "resize.l1")                                                                  \
+    POINT(HEADER_SHAPE, "header.shape")                                                            \
     /* Tables on their way to and from the file: table_cache.c, table_commit.c */                  \
     POINT(TABLE_LOAD, "table.load")                                                                \
     POINT(COMMIT_REFBLOCK, "commit.refblock")                                                      \

@@ -666,6 +666,37 @@ int refcount_release_locked(struct refcounts *r, uint64_t host_off, uint64_t len
     return CAIRN_OK;
 }
 
+static int release_run_locked(struct refcounts *r, const struct run *run, struct cairn_error *err)
+{
+    return refcount_release_locked(r, run->first << r->cluster_bits, run->nr << r->cluster_bits,
+                                   err);
+}
+
+/* The end goes on where it was, except over a new refcount block: then the run begins anew. */
+int refcount_alloc_run_locked(struct refcounts *r, uint64_t nr, uint64_t *ret_host_off,
+                              struct cairn_error *err)
+{
+    struct run run = {0, 0};
+    int rc = CAIRN_OK;
+
+    while (!rc && run.nr < nr) {
+        struct run more = {0, 0};
+
+        rc = extend_locked(r, nr - run.nr, &more, err);
+        if (!rc && more.first != run.first + run.nr) {
+            rc = release_run_locked(r, &run, err);
+            run = (struct run){more.first, 0};
+        }
+        run.nr += more.nr;
+    }
+    if (rc) {
+        release_run_locked(r, &run, NULL);
+        return error_prefix(err, rc, "allocating %" PRIu64 " clusters", nr);
+    }
+    *ret_host_off = run.first << r->cluster_bits;
+    return CAIRN_OK;
+}
+
 bool refcount_plausible_locked(const struct refcounts *r, uint64_t host_off)
 {
     uint64_t table_len = (uint64_t)r->table_clusters << r->cluster_bits;

@@ -40,6 +40,10 @@ void refcounts_free(struct refcounts *r);
 int refcount_alloc_locked(struct refcounts *r, uint64_t want, uint64_t goal, uint64_t *ret_host_off,
                           uint64_t *ret_nr, struct cairn_error *err);
 
+/* Exactly that many adjoining clusters, at the end of the file: for tables. */
+int refcount_alloc_run_locked(struct refcounts *r, uint64_t nr, uint64_t *ret_host_off,
+                              struct cairn_error *err);
+
 /* Clusters that no durable table refers to (others: table_free_locked) are free again, at once. */
 int refcount_release_locked(struct refcounts *r, uint64_t host_off, uint64_t len,
                             struct cairn_error *err);

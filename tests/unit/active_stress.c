@@ -585,6 +585,25 @@ static void set_time(struct round *r, uint64_t ms)
     }
 }
 
+/* Cut the disk off somewhere and let it grow again: what was past the cut is zeros, once and for
+ * all. */
+static void cut_and_grow(struct round *r, uint64_t *rng)
+{
+    uint64_t size = (1 + below(rng, r->size / SECTOR)) * SECTOR;
+    uint64_t beneath_size = below(rng, 2) ? r->base_size : UINT64_MAX;
+    struct cairn_error err;
+
+    if (active_resize(r->active, size, beneath_size, &err) ||
+        active_resize(r->active, r->size, beneath_size, &err))
+        die("seed %" PRIu64 ": resize to %" PRIu64 ": %s", r->options->seed, size, err.message);
+    for (uint64_t i = size / SECTOR; i < r->size / SECTOR; i++) {
+        struct sector *s = &r->world->sectors[i];
+
+        s->exact = s->floor = ++s->issued;
+        s->zero_ok = 2;
+    }
+}
+
 static void one_run(struct round *r)
 {
     uint64_t rng = r->seed;
@@ -600,6 +619,8 @@ static void one_run(struct round *r)
         close_layer(r);
         check_image(r, false);
         open_layer(r, false);
+        if (below(&rng, 2))
+            cut_and_grow(r, &rng);
     }
     check_content(r);
     close_layer(r);

@@ -4,7 +4,8 @@
  * file, in order.  Then, for many points of that record, the file is made that a power cut there
  * could have left: all that came before the last completed fdatasync, and of what came after it
  * each sector or not, at random.  Whatever file comes out, it has to pass qemu-img check (leaks are
- * allowed), and every guest sector has to hold what was flushed, or something written later.
+ * allowed), have the size that it was last given, before or after, and every guest sector has to
+ * hold what was flushed, or something written later.
  *
  * CAIRN_TEST_SEED gives the seed, CAIRN_TEST_CUTS the number of cuts for each kind of layer.
  */
@@ -21,6 +22,7 @@
 
 #define SECTOR     512
 #define NR_SECTORS 8192
+#define LEAST      2000 /* sectors of the disk when it is smallest */
 #define NR_OPS     600
 #define IMAGE      "cut.qcow2"
 
@@ -58,6 +60,8 @@ struct run {
     struct flushed flushes[NR_OPS];
     size_t nr_flushes;
     struct history sectors[NR_SECTORS];
+    struct history size; /* in sectors */
+    uint64_t nr_sectors; /* of the disk now */
     uint32_t last_value;
     unsigned nr_ops;
 };
@@ -104,14 +108,16 @@ static int record(void *ctx, const struct hostfile_event *event)
     return 0;
 }
 
+static void add_to(struct history *h, const struct run *run, uint32_t value)
+{
+    h->given = grow(h->given, h->nr, &h->max, sizeof(*h->given));
+    h->given[h->nr++] = (struct given){run->nr_ops, run->nr_events, value};
+}
+
 static void give(struct run *run, uint64_t first, uint64_t nr, uint32_t value)
 {
-    for (uint64_t i = first; i < first + nr; i++) {
-        struct history *h = &run->sectors[i];
-
-        h->given = grow(h->given, h->nr, &h->max, sizeof(*h->given));
-        h->given[h->nr++] = (struct given){run->nr_ops, run->nr_events, value};
-    }
+    for (uint64_t i = first; i < first + nr; i++)
+        add_to(&run->sectors[i], run, value);
 }
 
 static void fill(uint8_t *to, uint64_t sector, uint32_t value)
@@ -136,7 +142,9 @@ static void do_write(struct run *run, uint64_t first, uint64_t nr)
 static void do_discard(struct run *run, uint64_t first, uint64_t nr)
 {
     uint64_t cluster = active_cluster_size(run->a) / SECTOR;
-    uint64_t from = round_up(first, cluster), to = round_down(first + nr, cluster);
+    uint64_t end = first + nr;
+    uint64_t from = round_up(first, cluster);
+    uint64_t to = end == run->nr_sectors ? end : round_down(end, cluster);
 
     if (from < to)
         give(run, from, to - from, 0);
@@ -149,14 +157,29 @@ static void do_flush(struct run *run)
     run->flushes[run->nr_flushes++] = (struct flushed){run->nr_ops, run->nr_events};
 }
 
+/* What is cut off is gone, and the disk durable as it is. */
+static void do_resize(struct run *run)
+{
+    uint64_t nr = NR_SECTORS - (below(run, 2) ? below(run, NR_SECTORS - LEAST) : 0);
+
+    add_to(&run->size, run, (uint32_t)nr);
+    if (nr < run->nr_sectors)
+        give(run, nr, run->nr_sectors - nr, 0);
+    assert_int_equal(active_resize(run->a, nr * SECTOR, UINT64_MAX, NULL), 0);
+    run->nr_sectors = nr;
+    run->flushes[run->nr_flushes++] = (struct flushed){run->nr_ops + 1, run->nr_events};
+}
+
 static void do_something(struct run *run)
 {
     uint64_t what = below(run, 10);
-    uint64_t nr = 1 + below(run, below(run, 4) ? 40 : 2000);
-    uint64_t first = below(run, NR_SECTORS - nr);
+    uint64_t nr = 1 + below(run, below(run, 4) ? 40 : LEAST);
+    uint64_t first = below(run, run->nr_sectors - nr);
 
     run->nr_ops++;
-    if (what < 5) {
+    if (below(run, 40) == 0) {
+        do_resize(run);
+    } else if (what < 5) {
         do_write(run, first, nr);
     } else if (what < 6) {
         give(run, first, nr, 0);
@@ -224,10 +247,9 @@ static void make_image(struct run *run, size_t cut)
     close(fd);
 }
 
-/* May the sector hold this?  What the last flush before the cut found, or anything since. */
-static bool may_hold(const struct run *run, uint64_t sector, size_t cut, uint32_t value)
+/* May it have this value?  What the last flush before the cut found, or anything since. */
+static bool may_have(const struct run *run, const struct history *h, size_t cut, uint32_t value)
 {
-    const struct history *h = &run->sectors[sector];
     unsigned flush_op = 0;
     size_t i = h->nr;
 
@@ -244,20 +266,34 @@ static bool may_hold(const struct run *run, uint64_t sector, size_t cut, uint32_
     return value == 0;
 }
 
+static uint64_t checked_size(const struct run *run, const struct active *a, size_t cut)
+{
+    uint64_t nr = active_virtual_size(a) / SECTOR;
+
+    if (!may_have(run, &run->size, cut, (uint32_t)nr) && nr != NR_SECTORS)
+        fail_msg("cut at %zu: the disk has %" PRIu64 " sectors", cut, nr);
+    return nr;
+}
+
 static void check_image(struct run *run, const struct active_options *options, size_t cut)
 {
     static uint8_t buf[NR_SECTORS * SECTOR], expected[SECTOR];
     struct active *a = NULL;
     struct cairn_error err;
+    uint64_t nr;
 
     sh("qemu-img check " IMAGE " || test $? = 3");
-    if (active_open(IMAGE, options, &a, &err) || active_pread(a, buf, sizeof(buf), 0, &err))
+    if (active_open(IMAGE, options, &a, &err))
         fail_msg("cut at %zu: %s", cut, err.message);
-    for (uint64_t i = 0; i < NR_SECTORS; i++) {
+    nr = checked_size(run, a, cut);
+    if (active_pread(a, buf, nr * SECTOR, 0, &err))
+        fail_msg("cut at %zu: %s", cut, err.message);
+    for (uint64_t i = 0; i < nr; i++) {
         uint32_t value = (uint32_t)(bytes_get_le64(buf + i * SECTOR) >> 32);
 
         fill(expected, i, value);
-        if (memcmp(buf + i * SECTOR, expected, SECTOR) != 0 || !may_hold(run, i, cut, value))
+        if (memcmp(buf + i * SECTOR, expected, SECTOR) != 0 ||
+            !may_have(run, &run->sectors[i], cut, value))
             fail_msg("cut at %zu of %zu: sector %" PRIu64 " holds version %u", cut, run->nr_events,
                      i, value);
     }
@@ -270,6 +306,7 @@ static void free_run(struct run *run)
         free(run->events[i].data);
     for (size_t i = 0; i < NR_SECTORS; i++)
         free(run->sectors[i].given);
+    free(run->size.given);
     free(run->events);
     free(run->start);
     free(run);
@@ -282,15 +319,28 @@ static uint64_t number(const char *variable, uint64_t otherwise)
     return text ? strtoull(text, NULL, 10) : otherwise;
 }
 
-static void cut_the_power(unsigned cluster_bits)
+/* What lies beneath: zeros, by name. */
+static int read_zeros(void *ctx, void *buf, size_t len, uint64_t guest_off, struct cairn_error *err)
 {
-    struct active_options options = {
-        .virtual_size = NR_SECTORS * SECTOR, .cluster_bits = cluster_bits, .cache_bytes = 1};
+    (void)ctx;
+    (void)guest_off;
+    (void)err;
+    memset(buf, 0, len);
+    return CAIRN_OK;
+}
+
+static void cut_the_power(unsigned cluster_bits, struct active_backing backing)
+{
+    struct active_options options = {.virtual_size = NR_SECTORS * SECTOR,
+                                     .cluster_bits = cluster_bits,
+                                     .cache_bytes = 1,
+                                     .backing = backing};
     uint64_t seed = number("CAIRN_TEST_SEED", (uint64_t)time(NULL));
     uint64_t nr_cuts = number("CAIRN_TEST_CUTS", 60);
     struct run *run = calloc(1, sizeof(*run));
 
     assert_non_null(run);
+    run->nr_sectors = NR_SECTORS;
     run->rng = (seed + cluster_bits) * UINT64_C(0x9e3779b97f4a7c15) | 1;
     print_message("CAIRN_TEST_SEED=%" PRIu64 "\n", seed);
     record_workload(run, &options);
@@ -307,13 +357,19 @@ static void cut_the_power(unsigned cluster_bits)
 static void test_power_cuts_with_large_clusters(void **state)
 {
     (void)state;
-    cut_the_power(17);
+    cut_the_power(17, (struct active_backing){NULL, NULL});
 }
 
 static void test_power_cuts_with_small_clusters(void **state)
 {
     (void)state;
-    cut_the_power(14);
+    cut_the_power(14, (struct active_backing){NULL, NULL});
+}
+
+static void test_power_cuts_over_a_base(void **state)
+{
+    (void)state;
+    cut_the_power(17, (struct active_backing){read_zeros, NULL});
 }
 
 int main(void)
@@ -321,6 +377,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_power_cuts_with_large_clusters),
         cmocka_unit_test(test_power_cuts_with_small_clusters),
+        cmocka_unit_test(test_power_cuts_over_a_base),
     };
 
     return cmocka_run_group_tests(tests, qemu_setup, qemu_teardown);
