@@ -148,6 +148,33 @@ CAIRN_API int cairn_tag(struct cairn_client *client, const char *ref, const char
 /* Delete a tag, or by digest a manifest with all its tags. */
 CAIRN_API int cairn_remove(struct cairn_client *client, const char *ref, struct cairn_error *err);
 
+/* -- Sealing ---------------------------------------------------------------------------------- */
+
+/*
+ * Sealing writes an image anew, as what it shows and nothing else: guest data in guest order, no
+ * preallocated, leaked or unreferenced clusters, no internal snapshots and bitmaps; data that is
+ * zeros takes no space.  What falls through to a backing file still does; backing name, recorded
+ * parent, cluster size and subclusters stay.  The same content, held in the same ranges, and the
+ * same options give the same bytes, so the same digest (of compressed clusters: with the same
+ * version of zlib or zstd).
+ */
+enum cairn_compress {
+    CAIRN_COMPRESS_NONE = 0, /* clusters that are compressed before are stored uncompressed */
+    CAIRN_COMPRESS_ZLIB = 1, /* what every QEMU reads */
+    CAIRN_COMPRESS_ZSTD = 2, /* QEMU 5.1 and later */
+};
+
+struct cairn_seal_options {
+    size_t struct_size; /* set by CAIRN_SEAL_OPTIONS_INIT */
+    /* Clusters that are held whole are compressed, where it saves a sixteenth or more. */
+    enum cairn_compress compress;
+    int level; /* zlib 1 to 9, zstd 1 to 19; 0: what is usual */
+};
+#define CAIRN_SEAL_OPTIONS_INIT                                                                    \
+    {                                                                                              \
+        .struct_size = sizeof(struct cairn_seal_options)                                           \
+    }
+
 /* -- Disks ------------------------------------------------------------------------------------ */
 
 struct cairn_disk;
@@ -218,6 +245,16 @@ CAIRN_API int cairn_disk_extents(struct cairn_disk *disk, uint64_t guest_off, ui
  */
 CAIRN_API int cairn_disk_snapshot(struct cairn_disk *disk, const char *ref, char **ret_ref,
                                   struct cairn_error *err);
+/*
+ * The same with options (may be NULL).  The layer is sealed into a second file in the disk's
+ * folder, which goes when it is published.  Where the file system has no room for that, the layer
+ * is published as the guest's writes have made it.  What a snapshot that failed has sealed already
+ * is published as it is.  *ret_notice (ret_notice may be NULL): such things as the user should be
+ * told, in one line, or NULL.
+ */
+CAIRN_API int cairn_disk_snapshot_with(struct cairn_disk *disk, const char *ref,
+                                       const struct cairn_seal_options *options, char **ret_ref,
+                                       char **ret_notice, struct cairn_error *err);
 /* JSON facts of an open disk: ref, chain ID, size, local layers, counters. */
 CAIRN_API int cairn_disk_info(struct cairn_disk *disk, char **ret_json, struct cairn_error *err);
 
@@ -231,6 +268,10 @@ CAIRN_API int cairn_disk_serve_control(struct cairn_disk *disk, struct cairn_err
 /* Snapshot or describe the disk of a folder, running (over its control socket) or stopped. */
 CAIRN_API int cairn_folder_snapshot(struct cairn_client *client, const char *folder,
                                     const char *ref, char **ret_ref, struct cairn_error *err);
+CAIRN_API int cairn_folder_snapshot_with(struct cairn_client *client, const char *folder,
+                                         const char *ref, const struct cairn_seal_options *options,
+                                         char **ret_ref, char **ret_notice,
+                                         struct cairn_error *err);
 CAIRN_API int cairn_folder_info(struct cairn_client *client, const char *folder, char **ret_json,
                                 struct cairn_error *err);
 
@@ -277,6 +318,17 @@ enum cairn_repair {
 CAIRN_API int cairn_image_check(const char *file, const char *format, enum cairn_repair repair,
                                 cairn_progress_fn progress, void *progress_ctx, char **ret_json,
                                 struct cairn_error *err);
+
+/*
+ * Seal a qcow2 file into out, which must not exist and appears when it is complete.  file must not
+ * be written to meanwhile (CAIRN_E_CONFLICT), and is not changed; out's backing name is file's.
+ * CAIRN_E_UNSUPPORTED for raw files.  options and progress may be NULL.  *ret_json: {"file",
+ * "output","compress","bytesBefore","bytesAfter","clustersDropped","zeroBytes","dataClusters",
+ * "compressedClusters","snapshotsDropped","bitmapsDropped"}.
+ */
+CAIRN_API int cairn_image_seal(const char *file, const char *format, const char *out,
+                               const struct cairn_seal_options *options, cairn_progress_fn progress,
+                               void *progress_ctx, char **ret_json, struct cairn_error *err);
 
 #ifdef __cplusplus
 }

@@ -30,6 +30,8 @@ static const struct cli_command commands[] = {
     {"image map", "FILE", "show what a local image and its backing chain hold", cli_image_map},
     {"image bitmap", "FILE NAME", "print the dirty ranges of a bitmap in a local image",
      cli_image_bitmap},
+    {"image seal", "FILE OUT", "write a local qcow2 image anew, without what it does not need",
+     cli_image_seal},
     {"help", "[COMMAND]", "explain a command", help},
 };
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))

@@ -40,6 +40,7 @@ int cli_image_info(int argc, char **argv);
 int cli_image_check(int argc, char **argv);
 int cli_image_map(int argc, char **argv);
 int cli_image_bitmap(int argc, char **argv);
+int cli_image_seal(int argc, char **argv);
 
 /* -- Options -------------------------------------------------------------------------------------
  */
@@ -91,6 +92,10 @@ int cli_client_new(const struct cli_common *common, struct cairn_client **ret_cl
 
 /* The same progress bar and signals for what needs no service. */
 cairn_progress_fn cli_progress(const struct cli_common *common, void **ret_ctx);
+
+/* --compress and --level, each NULL if it was not given; false: a message has been printed. */
+bool cli_seal_options(const char *command, const char *compress, const char *level,
+                      struct cairn_seal_options *ret_options);
 
 /* Take the progress bar away, before anything else is printed. */
 void cli_progress_end(void);

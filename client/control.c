@@ -3,9 +3,12 @@
  * The control protocol: a Unix stream socket of mode 0600, one request a connection, JSON objects,
  * one a line, of at most 64 KiB.
  *
- *   asked     {"op":"info"}   {"op":"snapshot","ref":"repo:tag"}
+ *   asked     {"op":"info"}
+ *             {"op":"snapshot","ref":"repo:tag","compress":"zstd","level":n}   the last two may be
+ *                                                                              missing
  *   answered  {"progress":{"what":"…","done":n,"total":n}}   any number, at least one a second
- *             {"result":…}                                   info: an object; snapshot: a ref
+ *             {"result":…}                                   info: an object; snapshot: a ref,
+ *             {"result":…,"notice":"…"}                      and perhaps what the user should know
  *             {"error":{"code":n,"errno":n,"message":"…"}}   codes of cairn_error.h
  *
  * Whoever asked for a snapshot and hangs up has cancelled it.
@@ -32,6 +35,7 @@
 
 #include "disk.h"
 #include "quote.h"
+#include "sealing.h"
 
 #define LINE_MAX_BYTES   ((size_t)64 << 10)
 #define CONNECTIONS_MAX  16
@@ -180,13 +184,14 @@ struct connection {
 struct operation {
     struct cairn_disk *disk;
     const char *ref;
+    struct cairn_seal_options options;
     struct cairn_client *client; /* like the disk's, with our progress */
     atomic_bool cancelled;
-    int done_fd; /* readable once code, err and ret_ref are set */
+    int done_fd; /* readable once what follows is set */
 
     int code;
     struct cairn_error err;
-    char *ret_ref;
+    char *ret_ref, *notice;
 
     pthread_mutex_t lock; /* what is below */
     char what[128];
@@ -230,17 +235,19 @@ static void *operation_main(void *arg)
 {
     struct operation *op = arg;
 
-    op->code = disk_snapshot(op->disk, op->client, op->ref, &op->ret_ref, &op->err);
+    op->code = disk_snapshot(op->disk, op->client, op->ref, &op->options, &op->ret_ref, &op->notice,
+                             &op->err);
     eventfd_write(op->done_fd, 1);
     return NULL;
 }
 
 static int operation_init(struct operation *op, struct cairn_disk *disk, const char *ref,
-                          struct cairn_error *err)
+                          const struct cairn_seal_options *options, struct cairn_error *err)
 {
     memset(op, 0, sizeof(*op));
     op->disk = disk;
     op->ref = ref;
+    op->options = *options;
     snprintf(op->what, sizeof(op->what), "snapshot");
     pthread_mutex_init(&op->lock, NULL);
     op->done_fd = eventfd(0, EFD_CLOEXEC);
@@ -255,6 +262,7 @@ static void operation_release(struct operation *op)
     cairn_client_free(op->client);
     pthread_mutex_destroy(&op->lock);
     free(op->ret_ref);
+    free(op->notice);
 }
 
 /* Until the operation is done; sends progress, and cancels when nobody waits for it any more. */
@@ -278,12 +286,13 @@ static void watch(struct connection *conn, struct operation *op)
     }
 }
 
-static int run_snapshot(struct connection *conn, const char *ref, json_t **ret_result,
+static int run_snapshot(struct connection *conn, const char *ref,
+                        const struct cairn_seal_options *options, json_t **ret_result,
                         struct cairn_error *err)
 {
     struct operation op;
     pthread_t thread;
-    int ret = operation_init(&op, conn->control->disk, ref, err);
+    int ret = operation_init(&op, conn->control->disk, ref, options, err);
 
     if (ret == CAIRN_OK)
         ret = start_thread(&thread, operation_main, &op, err);
@@ -292,7 +301,7 @@ static int run_snapshot(struct connection *conn, const char *ref, json_t **ret_r
         pthread_join(thread, NULL);
         ret = op.code;
         if (ret == CAIRN_OK)
-            *ret_result = json_pack("{s:s}", "result", op.ret_ref);
+            *ret_result = json_pack("{s:s, s:s*}", "result", op.ret_ref, "notice", op.notice);
         else
             *err = op.err;
     }
@@ -310,12 +319,29 @@ static int run_info(struct connection *conn, json_t **ret_result, struct cairn_e
     return ret;
 }
 
+static int take_options(const json_t *request, struct cairn_seal_options *ret_options,
+                        struct cairn_error *err)
+{
+    const json_t *compress = json_object_get(request, "compress");
+    char quoted[QUOTE_MAX];
+
+    *ret_options = (struct cairn_seal_options)CAIRN_SEAL_OPTIONS_INIT;
+    ret_options->level = (int)json_integer_value(json_object_get(request, "level"));
+    if (!compress || sealing_by_name(json_string_value(compress), &ret_options->compress))
+        return CAIRN_OK;
+    return error_set(
+        err, CAIRN_E_USAGE, "control socket: field \"compress\" is %s, expected none, zlib or zstd",
+        json_is_string(compress) ? quote_str(json_string_value(compress), quoted) : "no text");
+}
+
 static int run_request(struct connection *conn, const json_t *request, json_t **ret_result,
                        struct cairn_error *err)
 {
     const char *op = json_string_value(json_object_get(request, "op"));
     const char *ref = json_string_value(json_object_get(request, "ref"));
+    struct cairn_seal_options options;
     char quoted[QUOTE_MAX];
+    int ret;
 
     if (op && strcmp(op, "info") == 0)
         return run_info(conn, ret_result, err);
@@ -326,7 +352,8 @@ static int run_request(struct connection *conn, const json_t *request, json_t **
                          op ? quote_str(op, quoted) : "missing");
     if (!ref)
         return error_set(err, CAIRN_E_USAGE, "control socket: field \"ref\" is missing");
-    return run_snapshot(conn, ref, ret_result, err);
+    ret = take_options(request, &options, err);
+    return ret == CAIRN_OK ? run_snapshot(conn, ref, &options, ret_result, err) : ret;
 }
 
 static void serve(struct connection *conn)
@@ -544,8 +571,8 @@ static int take_progress(struct cairn_client *client, const json_t *progress,
                            total > 0 ? (uint64_t)total : 0, err);
 }
 
-/* Lines until the last one; *ret_result: a new reference. */
-static int take_answer(struct cairn_client *client, struct line_reader *reader, json_t **ret_result,
+/* Lines until the last one, which has a "result"; *ret_answer: a new reference to it. */
+static int take_answer(struct cairn_client *client, struct line_reader *reader, json_t **ret_answer,
                        struct cairn_error *err)
 {
     for (;;) {
@@ -554,24 +581,23 @@ static int take_answer(struct cairn_client *client, struct line_reader *reader, 
 
         if (ret != CAIRN_OK)
             return ret;
-        *ret_result = json_incref(json_object_get(line, "result"));
         if ((part = json_object_get(line, "error")))
             ret = take_error(part, err);
         else if ((part = json_object_get(line, "progress")))
             ret = take_progress(client, part, err);
-        json_decref(line);
-        if (ret != CAIRN_OK) {
-            json_decref(*ret_result);
-            return ret;
-        }
-        if (*ret_result)
+        if (ret == CAIRN_OK && json_object_get(line, "result")) {
+            *ret_answer = line;
             return CAIRN_OK;
+        }
+        json_decref(line);
+        if (ret != CAIRN_OK)
+            return ret;
     }
 }
 
 /* Takes over the reference to request. */
 static int ask(struct cairn_client *client, const char *folder, json_t *request, bool *ret_running,
-               json_t **ret_result, struct cairn_error *err)
+               json_t **ret_answer, struct cairn_error *err)
 {
     CLEANUP_FREE struct line_reader *reader = NULL;
     CLEANUP_CLOSE int fd = -1;
@@ -590,35 +616,59 @@ static int ask(struct cairn_client *client, const char *folder, json_t *request,
         return error_no_memory(err, "an answer");
     reader->fd = fd;
     reader->used = 0;
-    return take_answer(client, reader, ret_result, err);
+    return take_answer(client, reader, ret_answer, err);
+}
+
+/* *ret_copy is NULL if there is no such text. */
+static int copy_text(const json_t *answer, const char *field, char **ret_copy,
+                     struct cairn_error *err)
+{
+    const char *text = json_string_value(json_object_get(answer, field));
+
+    *ret_copy = text ? strdup(text) : NULL;
+    return text && !*ret_copy ? error_no_memory(err, "an answer") : CAIRN_OK;
+}
+
+static int take_snapshot(const json_t *answer, char **ret_ref, char **ret_notice,
+                         struct cairn_error *err)
+{
+    CLEANUP_FREE char *ref = NULL;
+    int ret = copy_text(answer, "result", &ref, err);
+
+    if (ret == CAIRN_OK && !ref)
+        ret = error_set(err, CAIRN_E_CORRUPT, "control socket: \"result\" is no ref");
+    if (ret == CAIRN_OK)
+        ret = copy_text(answer, "notice", ret_notice, err);
+    if (ret == CAIRN_OK)
+        *ret_ref = steal_ptr(ref);
+    return ret;
 }
 
 int control_ask_snapshot(struct cairn_client *client, const char *folder, const char *ref,
-                         bool *ret_running, char **ret_ref, struct cairn_error *err)
+                         const struct cairn_seal_options *options, bool *ret_running,
+                         char **ret_ref, char **ret_notice, struct cairn_error *err)
 {
-    json_t *request = json_pack("{s:s, s:s}", "op", "snapshot", "ref", ref);
-    json_t *result = NULL;
-    int ret = ask(client, folder, request, ret_running, &result, err);
+    json_t *request = json_pack("{s:s, s:s, s:s, s:i}", "op", "snapshot", "ref", ref, "compress",
+                                sealing_name(options->compress), "level", options->level);
+    json_t *answer = NULL;
+    int ret = ask(client, folder, request, ret_running, &answer, err);
 
     if (ret != CAIRN_OK || !*ret_running)
         return ret;
-    if (!json_is_string(result))
-        ret = error_set(err, CAIRN_E_CORRUPT, "control socket: \"result\" is no ref");
-    else if (!(*ret_ref = strdup(json_string_value(result))))
-        ret = error_no_memory(err, "a ref");
-    json_decref(result);
+    ret = take_snapshot(answer, ret_ref, ret_notice, err);
+    json_decref(answer);
     return ret;
 }
 
 int control_ask_info(struct cairn_client *client, const char *folder, bool *ret_running,
                      char **ret_json, struct cairn_error *err)
 {
-    json_t *result = NULL;
-    int ret = ask(client, folder, json_pack("{s:s}", "op", "info"), ret_running, &result, err);
+    json_t *answer = NULL;
+    int ret = ask(client, folder, json_pack("{s:s}", "op", "info"), ret_running, &answer, err);
 
     if (ret != CAIRN_OK || !*ret_running)
         return ret;
-    *ret_json = json_dumps(result, JSON_COMPACT | JSON_ENCODE_ANY);
-    json_decref(result);
+    *ret_json = json_dumps(json_object_get(answer, "result"), JSON_COMPACT | JSON_ENCODE_ANY);
+    json_decref(answer);
     return *ret_json ? CAIRN_OK : error_no_memory(err, "the facts of a disk");
 }

@@ -20,7 +20,8 @@ void control_stop(struct control *control); /* NULL is allowed */
  * nothing was asked, and there is no error.  client is for progress and cancelling alone.
  */
 int control_ask_snapshot(struct cairn_client *client, const char *folder, const char *ref,
-                         bool *ret_running, char **ret_ref, struct cairn_error *err);
+                         const struct cairn_seal_options *options, bool *ret_running,
+                         char **ret_ref, char **ret_notice, struct cairn_error *err);
 int control_ask_info(struct cairn_client *client, const char *folder, bool *ret_running,
                      char **ret_json, struct cairn_error *err);
 

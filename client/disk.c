@@ -12,6 +12,7 @@
 #include "checked.h"
 #include "control.h"
 #include "disk_recover.h"
+#include "sealing.h"
 
 #define EXTENTS_AT_ONCE 64
 
@@ -34,11 +35,22 @@ static void init_gate(pthread_rwlock_t *gate)
     pthread_rwlockattr_destroy(&attr);
 }
 
+/* Layers that wait for the next snapshot; what is published for them is made again then. */
+static void release_sealed(struct cairn_disk *disk)
+{
+    char name[DISK_SEALED_NAME_MAX];
+
+    for (uint32_t i = 0; i < disk->nr_sealed; i++) {
+        disk_level_unref(disk->sealed[i].level);
+        if (disk->sealed[i].compact)
+            disk_folder_remove(disk->folder, disk_compact_name(disk->sealed[i].number, name));
+    }
+}
+
 static void disk_free(struct cairn_disk *disk)
 {
     disk_level_unref(disk->top);
-    for (uint32_t i = 0; i < disk->nr_sealed; i++)
-        disk_level_unref(disk->sealed[i].level);
+    release_sealed(disk);
     remote_disk_unref(disk->remote);
     disk_folder_close(disk->folder);
     pthread_mutex_destroy(&disk->snapshot_lock);
@@ -539,11 +551,11 @@ static json_t *remote_facts(struct remote_disk *rd)
     struct remote_disk_stats stats;
 
     remote_disk_get_stats(rd, &stats);
-    return json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:o*}", "depth", (json_int_t)remote_disk_manifest(rd)->depth,
-        "reads", (json_int_t)stats.nr_reads, "readBytes", (json_int_t)stats.read_bytes,
-        "indexReads", (json_int_t)stats.nr_index_reads, "indexCacheBytes",
-        (json_int_t)stats.index_bytes, "blockCache", block_cache_facts(&stats.blocks));
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:o*}", "depth",
+                     (json_int_t)remote_disk_manifest(rd)->depth, "reads",
+                     (json_int_t)stats.nr_reads, "readBytes", (json_int_t)stats.read_bytes,
+                     "indexReads", (json_int_t)stats.nr_index_reads, "indexCacheBytes",
+                     (json_int_t)stats.index_bytes, "blockCache", block_cache_facts(&stats.blocks));
 }
 
 static json_t *active_facts(struct active *active)
@@ -601,7 +613,8 @@ int cairn_disk_serve_control(struct cairn_disk *disk, struct cairn_error *err)
 }
 
 static int snapshot_stopped(struct cairn_client *client, const char *folder, const char *ref,
-                            char **ret_ref, struct cairn_error *err)
+                            const struct cairn_seal_options *options, char **ret_ref,
+                            char **ret_notice, struct cairn_error *err)
 {
     struct cairn_disk *disk;
     int ret = cairn_disk_open_folder(client, folder, NULL, &disk, err);
@@ -609,7 +622,7 @@ static int snapshot_stopped(struct cairn_client *client, const char *folder, con
 
     if (ret != CAIRN_OK)
         return ret;
-    ret = cairn_disk_snapshot(disk, ref, ret_ref, err);
+    ret = disk_snapshot(disk, client, ref, options, ret_ref, ret_notice, err);
     closed = cairn_disk_close(disk, ret == CAIRN_OK ? err : NULL);
     if (ret == CAIRN_OK && closed != CAIRN_OK) {
         free(steal_ptr(*ret_ref));
@@ -618,13 +631,30 @@ static int snapshot_stopped(struct cairn_client *client, const char *folder, con
     return ret;
 }
 
+int cairn_folder_snapshot_with(struct cairn_client *client, const char *folder, const char *ref,
+                               const struct cairn_seal_options *options, char **ret_ref,
+                               char **ret_notice, struct cairn_error *err)
+{
+    struct cairn_seal_options given;
+    char *notice = NULL;
+    bool running = false;
+    int ret = sealing_check(options, &given, err);
+
+    if (ret != CAIRN_OK)
+        return ret;
+    ret = control_ask_snapshot(client, folder, ref, &given, &running, ret_ref, &notice, err);
+    if (!running)
+        ret = snapshot_stopped(client, folder, ref, &given, ret_ref, &notice, err);
+    if (ret == CAIRN_OK && ret_notice)
+        *ret_notice = steal_ptr(notice);
+    free(notice);
+    return ret;
+}
+
 int cairn_folder_snapshot(struct cairn_client *client, const char *folder, const char *ref,
                           char **ret_ref, struct cairn_error *err)
 {
-    bool running;
-    int ret = control_ask_snapshot(client, folder, ref, &running, ret_ref, err);
-
-    return running ? ret : snapshot_stopped(client, folder, ref, ret_ref, err);
+    return cairn_folder_snapshot_with(client, folder, ref, NULL, ret_ref, NULL, err);
 }
 
 int cairn_folder_info(struct cairn_client *client, const char *folder, char **ret_json,

@@ -21,7 +21,8 @@ struct disk_sealed {
     uint32_t number;          /* sealed-<number>.qcow2 */
     struct disk_level *level; /* a reference */
     bool has_digest;
-    struct manifest_layer layer; /* if has_digest */
+    struct manifest_layer layer; /* as it is published, if has_digest */
+    bool compact;                /* it is published from compact-<number>.qcow2 */
 };
 
 struct cairn_disk {
@@ -49,8 +50,9 @@ struct cairn_disk {
 /* The top of the stack, with a reference. */
 struct disk_level *disk_top(struct cairn_disk *disk);
 
-/* As cairn_disk_snapshot, with client's progress.  client is the disk's service. */
+/* As cairn_disk_snapshot_with, with client's progress.  client is the disk's service. */
 int disk_snapshot(struct cairn_disk *disk, struct cairn_client *client, const char *ref,
-                  char **ret_ref, struct cairn_error *err);
+                  const struct cairn_seal_options *options, char **ret_ref, char **ret_notice,
+                  struct cairn_error *err);
 
 #endif

@@ -240,13 +240,14 @@ static int refuse_foreign(struct disk_folder *folder, const char *name, struct c
                      quote_str(name, quoted));
 }
 
+/* What is published for a sealed layer is always unreferenced: it is made again. */
 static int remove_unreferenced(struct disk_folder *folder, const char *name,
                                struct cairn_error *err)
 {
     char sealed[DISK_SEALED_NAME_MAX];
 
     (void)err;
-    if (disk_sealed_number(name) == 0 && !is_half_made(name))
+    if (disk_sealed_number(name) == 0 && disk_compact_number(name) == 0 && !is_half_made(name))
         return CAIRN_OK;
     for (uint32_t i = 0; i < folder->state.nr_sealed; i++)
         if (strcmp(name, disk_sealed_name(folder->state.sealed[i], sealed)) == 0)

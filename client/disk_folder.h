@@ -8,6 +8,7 @@
  *   disk.json        struct disk_state; only ever replaced as a whole
  *   active.qcow2     the active layer
  *   sealed-<n>.qcow2 layers that are sealed and not yet published
+ *   compact-<n>.qcow2 a sealed layer as it is published (disk_compact.c); made again at need
  *   next.qcow2       an active layer in the making
  *   in-use           the mark: there from before the first write until after a clean close
  *   control.sock, nbd.sock, attach.pid, attach.log   of a running disk
@@ -42,11 +43,13 @@ struct disk_state {
     struct disk_repair last_repair;
 };
 
-/* The folder-relative name of a sealed layer. */
+/* The folder-relative names of a sealed layer, and of what is published for it. */
 #define DISK_SEALED_NAME_MAX 32
 char *disk_sealed_name(uint32_t number, char name[DISK_SEALED_NAME_MAX]);
+char *disk_compact_name(uint32_t number, char name[DISK_SEALED_NAME_MAX]);
 /* The number of exactly such a name, else 0. */
 uint32_t disk_sealed_number(const char *name);
+uint32_t disk_compact_number(const char *name);
 
 struct disk_folder;
 

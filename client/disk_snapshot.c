@@ -17,7 +17,8 @@
  * be opened for writing b. disk.json.new becomes disk.json, durably                   next.qcow2 is
  * the active layer c. next.qcow2 becomes active.qcow2                            the same, by its
  * right name d. the new active layer goes on top of the stack; writes go on.
- *   4. As 1, for the layer just sealed.
+ *   4. As 1, for the layer just sealed: compact-n.qcow2 is written from sealed-n.qcow2, which stays
+ *      what the disk reads, and hashed.                              the same; compact-n is removed
  *   5. Blobs are pushed, the manifest is put.                        sealed layers wait for the
  * next snapshot, which finds them there
  *   6. The published chain is opened, disk.json names it, and no sealed layers; then the stack
@@ -40,6 +41,7 @@
 #include <sys/stat.h>
 
 #include "disk.h"
+#include "disk_compact.h"
 
 #define HASH_BYTES ((size_t)1 << 20)
 
@@ -48,6 +50,8 @@ struct snapshot {
     struct cairn_disk *disk;
     struct cairn_client *client; /* with the progress of whoever asked */
     struct ref target;
+    struct seal_options seal;
+    char *notice;           /* what the user should be told, or NULL */
     struct digest chain_id; /* of remote chain and sealed layers */
     struct digest manifest; /* when it is published */
 };
@@ -83,18 +87,22 @@ static int hash_fd(struct cairn_client *client, int fd, const char *name, uint64
     return ret;
 }
 
-static int hash_sealed(struct snapshot *snap, struct disk_sealed *sealed, struct cairn_error *err)
+static char *published_name(const struct disk_sealed *sealed, char name[DISK_SEALED_NAME_MAX])
+{
+    return sealed->compact ? disk_compact_name(sealed->number, name)
+                           : disk_sealed_name(sealed->number, name);
+}
+
+static int hash_published(struct snapshot *snap, struct disk_sealed *sealed,
+                          struct cairn_error *err)
 {
     struct manifest_layer layer = {.format = LAYER_QCOW2};
     char name[DISK_SEALED_NAME_MAX];
-    CLEANUP_CLOSE int fd =
-        openat(disk_folder_fd(snap->disk->folder), disk_sealed_name(sealed->number, name),
-               O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    CLEANUP_CLOSE int fd = openat(disk_folder_fd(snap->disk->folder), published_name(sealed, name),
+                                  O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     struct stat st;
     int ret;
 
-    if (sealed->has_digest)
-        return CAIRN_OK;
     if (fd < 0 || fstat(fd, &st) != 0)
         return error_set_errno(err, errno, "%s: cannot open", name);
     layer.size = (uint64_t)st.st_size;
@@ -104,6 +112,36 @@ static int hash_sealed(struct snapshot *snap, struct disk_sealed *sealed, struct
         sealed->has_digest = true;
     }
     return ret;
+}
+
+static int note_no_space(struct snapshot *snap, const struct disk_sealed *sealed,
+                         struct cairn_error *err)
+{
+    char name[DISK_SEALED_NAME_MAX];
+
+    if (snap->notice)
+        return CAIRN_OK;
+    if (asprintf(&snap->notice,
+                 "%s: no space left to write it anew beside it; it is published as the guest's "
+                 "writes have made it",
+                 disk_sealed_name(sealed->number, name)) >= 0)
+        return CAIRN_OK;
+    snap->notice = NULL;
+    return error_no_memory(err, "a message");
+}
+
+/* A sealed layer gets the form in which it is published, and so its digest. */
+static int settle_form(struct snapshot *snap, struct disk_sealed *sealed, struct cairn_error *err)
+{
+    int ret;
+
+    if (sealed->has_digest)
+        return CAIRN_OK;
+    ret = disk_compact(snap->disk->folder, sealed->number, &snap->seal, snap->client,
+                       &sealed->compact, err);
+    if (ret == CAIRN_OK && !sealed->compact)
+        ret = note_no_space(snap, sealed, err);
+    return ret == CAIRN_OK ? hash_published(snap, sealed, err) : ret;
 }
 
 static int wrong_parent(const char *name, const struct digest *got, const struct digest *expected,
@@ -142,7 +180,7 @@ static int settle_parents(struct snapshot *snap, struct cairn_error *err)
         ret = settle_parent(disk_level_active(sealed->level),
                             disk_sealed_name(sealed->number, name), &snap->chain_id, err);
         if (ret == CAIRN_OK)
-            ret = hash_sealed(snap, sealed, err);
+            ret = settle_form(snap, sealed, err);
         if (ret != CAIRN_OK)
             return ret;
         digest_chain(&snap->chain_id, &sealed->layer.digest, &snap->chain_id);
@@ -293,8 +331,7 @@ static int make_manifest(struct cairn_disk *disk, struct manifest **ret_m, struc
 static int push_sealed(struct snapshot *snap, struct disk_sealed *sealed, struct cairn_error *err)
 {
     char name[DISK_SEALED_NAME_MAX];
-    CLEANUP_FREE char *path =
-        disk_folder_path(snap->disk->folder, disk_sealed_name(sealed->number, name));
+    CLEANUP_FREE char *path = disk_folder_path(snap->disk->folder, published_name(sealed, name));
 
     if (!path)
         return error_no_memory(err, "a path");
@@ -377,6 +414,7 @@ static void drop_sealed(struct cairn_disk *disk)
     for (uint32_t i = 0; i < disk->nr_sealed; i++) {
         disk_level_unref(disk->sealed[i].level);
         disk_folder_remove(disk->folder, disk_sealed_name(disk->sealed[i].number, name));
+        disk_folder_remove(disk->folder, disk_compact_name(disk->sealed[i].number, name));
     }
     disk->nr_sealed = 0;
 }
@@ -457,28 +495,52 @@ static int describe_result(const struct snapshot *snap, char **ret_ref, struct c
     return *ret_ref ? CAIRN_OK : error_no_memory(err, "a ref");
 }
 
-int disk_snapshot(struct cairn_disk *disk, struct cairn_client *client, const char *ref_text,
-                  char **ret_ref, struct cairn_error *err)
+static int check_disk(const struct snapshot *snap, const char *ref_text, struct cairn_error *err)
 {
-    struct snapshot snap = {.disk = disk, .client = client};
-    int ret = ref_parse(ref_text, &snap.target, err);
-
-    if (ret != CAIRN_OK)
-        return ret;
-    if (!snap.target.tag[0])
+    if (!snap->target.tag[0])
         return error_set(err, CAIRN_E_USAGE, "%s names a digest; a snapshot needs a tag", ref_text);
-    if (disk->read_only)
+    if (snap->disk->read_only)
         return error_set(err, CAIRN_E_USAGE,
                          "the disk is open read-only: there is nothing to seal");
+    return CAIRN_OK;
+}
+
+int disk_snapshot(struct cairn_disk *disk, struct cairn_client *client, const char *ref_text,
+                  const struct cairn_seal_options *options, char **ret_ref, char **ret_notice,
+                  struct cairn_error *err)
+{
+    struct snapshot snap = {.disk = disk, .client = client};
+    struct cairn_seal_options given;
+    int ret = ref_parse(ref_text, &snap.target, err);
+
+    if (ret == CAIRN_OK)
+        ret = check_disk(&snap, ref_text, err);
+    if (ret == CAIRN_OK)
+        ret = sealing_check(options, &given, err);
+    if (ret != CAIRN_OK)
+        return ret;
+    snap.seal = sealing_options(&given);
     if (pthread_mutex_trylock(&disk->snapshot_lock) != 0)
         return error_set(err, CAIRN_E_CONFLICT, "a snapshot of this disk is under way");
     ret = snapshot_steps(&snap, err);
     pthread_mutex_unlock(&disk->snapshot_lock);
-    return ret == CAIRN_OK ? describe_result(&snap, ret_ref, err) : ret;
+    if (ret == CAIRN_OK)
+        ret = describe_result(&snap, ret_ref, err);
+    if (ret == CAIRN_OK && ret_notice)
+        *ret_notice = steal_ptr(snap.notice);
+    free(snap.notice);
+    return ret;
+}
+
+int cairn_disk_snapshot_with(struct cairn_disk *disk, const char *ref,
+                             const struct cairn_seal_options *options, char **ret_ref,
+                             char **ret_notice, struct cairn_error *err)
+{
+    return disk_snapshot(disk, disk->client, ref, options, ret_ref, ret_notice, err);
 }
 
 int cairn_disk_snapshot(struct cairn_disk *disk, const char *ref, char **ret_ref,
                         struct cairn_error *err)
 {
-    return disk_snapshot(disk, disk->client, ref, ret_ref, err);
+    return disk_snapshot(disk, disk->client, ref, NULL, ret_ref, NULL, err);
 }

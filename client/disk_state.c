@@ -13,13 +13,20 @@
 #include "checked.h"
 #include "quote.h"
 
-#define STATE_VERSION 1
-#define SEALED_PREFIX "sealed-"
-#define SEALED_SUFFIX ".qcow2"
+#define STATE_VERSION  1
+#define SEALED_PREFIX  "sealed-"
+#define COMPACT_PREFIX "compact-"
+#define LAYER_SUFFIX   ".qcow2"
 
 char *disk_sealed_name(uint32_t number, char name[DISK_SEALED_NAME_MAX])
 {
-    snprintf(name, DISK_SEALED_NAME_MAX, SEALED_PREFIX "%" PRIu32 SEALED_SUFFIX, number);
+    snprintf(name, DISK_SEALED_NAME_MAX, SEALED_PREFIX "%" PRIu32 LAYER_SUFFIX, number);
+    return name;
+}
+
+char *disk_compact_name(uint32_t number, char name[DISK_SEALED_NAME_MAX])
+{
+    snprintf(name, DISK_SEALED_NAME_MAX, COMPACT_PREFIX "%" PRIu32 LAYER_SUFFIX, number);
     return name;
 }
 
@@ -146,15 +153,27 @@ static int read_size(const struct state_reader *r, uint64_t *ret_size)
     return CAIRN_OK;
 }
 
-uint32_t disk_sealed_number(const char *name)
+/* Exactly <prefix><number>.qcow2. */
+static uint32_t number_of(const char *name, const char *prefix)
 {
     char again[DISK_SEALED_NAME_MAX];
+    size_t len = strlen(prefix);
     uint32_t number;
 
-    if (sscanf(name, SEALED_PREFIX "%9" SCNu32, &number) != 1 ||
-        strcmp(disk_sealed_name(number, again), name) != 0)
+    if (strncmp(name, prefix, len) != 0 || sscanf(name + len, "%9" SCNu32, &number) != 1)
         return 0;
-    return number;
+    snprintf(again, sizeof(again), "%s%" PRIu32 LAYER_SUFFIX, prefix, number);
+    return strcmp(again, name) == 0 ? number : 0;
+}
+
+uint32_t disk_sealed_number(const char *name)
+{
+    return number_of(name, SEALED_PREFIX);
+}
+
+uint32_t disk_compact_number(const char *name)
+{
+    return number_of(name, COMPACT_PREFIX);
 }
 
 static int read_layer(const struct state_reader *r, size_t i, uint32_t above, uint32_t *ret_number)

@@ -255,6 +255,8 @@ int seal_image(struct source *src, struct hostfile *out, const struct seal_optio
     if (rc != CAIRN_OK)
         return rc;
     s.result.dropped_clusters = dropped_clusters(&s, hdr);
+    s.result.dropped_snapshots = hdr->nb_snapshots;
+    s.result.dropped_bitmaps = hdr->nb_bitmaps;
     *ret_result = s.result;
     return CAIRN_OK;
 }

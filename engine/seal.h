@@ -49,6 +49,7 @@ struct seal_result {
     uint64_t zero_bytes;           /* guest bytes that were stored and are zeros */
     uint64_t data_clusters;        /* of the new file, not compressed … */
     uint64_t compressed_clusters;  /* … and compressed */
+    uint32_t dropped_snapshots, dropped_bitmaps;
 };
 
 /* CAIRN_E_USAGE, if a level is none of its compression. */

@@ -18,6 +18,7 @@ static char tmp[80];
 static struct cairn_client *client;
 static struct cairn_disk disk;
 static struct control *control;
+static const struct cairn_seal_options sealing = CAIRN_SEAL_OPTIONS_INIT;
 
 static void start_in(const char *folder)
 {
@@ -107,28 +108,49 @@ static void test_errors_reach_who_asked(void **state)
 {
     struct cairn_error err;
     bool running;
-    char *ref;
+    char *ref, *notice;
 
     (void)state;
-    assert_int_equal(control_ask_snapshot(client, tmp, "repo@sha256:12", &running, &ref, &err),
+    assert_int_equal(control_ask_snapshot(client, tmp, "repo@sha256:12", &sealing, &running, &ref,
+                                          &notice, &err),
                      CAIRN_E_USAGE);
     assert_true(running);
     disk.folder_failed = true;
-    assert_int_equal(control_ask_snapshot(client, tmp, "repo:tag", &running, &ref, &err),
-                     CAIRN_E_IO);
+    assert_int_equal(
+        control_ask_snapshot(client, tmp, "repo:tag", &sealing, &running, &ref, &notice, &err),
+        CAIRN_E_IO);
     assert_non_null(strstr(err.message, "open the disk again"));
+}
+
+static void test_options_reach_the_snapshot(void **state)
+{
+    const struct cairn_seal_options wrong = {
+        .struct_size = sizeof(wrong), .compress = CAIRN_COMPRESS_ZSTD, .level = 20};
+    const char unknown[] = "{\"op\":\"snapshot\",\"ref\":\"repo:tag\",\"compress\":\"lzma\"}\n";
+    struct cairn_error err;
+    bool running;
+    char *ref, *notice;
+
+    (void)state;
+    assert_int_equal(
+        control_ask_snapshot(client, tmp, "repo:tag", &wrong, &running, &ref, &notice, &err),
+        CAIRN_E_USAGE);
+    assert_string_equal(err.message, "compression level 20, expected 1 to 19");
+    assert_non_null(
+        strstr(exchange(unknown, strlen(unknown)), "is \\\"lzma\\\", expected none, zlib or zstd"));
 }
 
 static void test_one_snapshot_at_a_time(void **state)
 {
     struct cairn_error err;
     bool running;
-    char *ref;
+    char *ref, *notice;
 
     (void)state;
     pthread_mutex_lock(&disk.snapshot_lock);
-    assert_int_equal(control_ask_snapshot(client, tmp, "repo:tag", &running, &ref, &err),
-                     CAIRN_E_CONFLICT);
+    assert_int_equal(
+        control_ask_snapshot(client, tmp, "repo:tag", &sealing, &running, &ref, &notice, &err),
+        CAIRN_E_CONFLICT);
     pthread_mutex_unlock(&disk.snapshot_lock);
 }
 
@@ -181,7 +203,7 @@ static void test_long_folder(void **state)
 {
     struct cairn_error err;
     bool running;
-    char *ref;
+    char *ref, *notice;
     char folder[600];
     struct control *other = control;
     struct disk_folder *other_folder = disk.folder;
@@ -189,7 +211,8 @@ static void test_long_folder(void **state)
     (void)state;
     snprintf(folder, sizeof(folder), "%s/%0120d", tmp, 0);
     start_in(folder);
-    assert_int_equal(control_ask_snapshot(client, folder, "repo@sha256:12", &running, &ref, &err),
+    assert_int_equal(control_ask_snapshot(client, folder, "repo@sha256:12", &sealing, &running,
+                                          &ref, &notice, &err),
                      CAIRN_E_USAGE);
     assert_true(running);
     control_stop(control);
@@ -206,6 +229,7 @@ int main(void)
         ROW(test_hostile_requests_get_errors),
         ROW(test_endless_line_is_refused),
         ROW(test_errors_reach_who_asked),
+        ROW(test_options_reach_the_snapshot),
         ROW(test_one_snapshot_at_a_time),
         ROW(test_socket_is_its_owners),
         ROW(test_stopped_disk_is_not_running),
