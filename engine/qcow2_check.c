@@ -160,6 +160,34 @@ int check_refer(struct qcow2_check *c, uint64_t host_off, uint64_t len, uint64_t
     return r;
 }
 
+int check_refer_run(struct qcow2_check *c, uint64_t cluster, uint64_t nr_clusters, uint64_t nr,
+                    uint64_t guest_off, struct cairn_error *err)
+{
+    bool fits = nr <= c->refcount_max;
+    struct cluster_page *page;
+    int r = CAIRN_OK;
+
+    for (uint64_t i = 0; i < nr_clusters && r == CAIRN_OK; i++, cluster++) {
+        size_t in_page = cluster % CLUSTER_PAGE_SIZE;
+
+        if (i == 0 || in_page == 0)
+            r = cluster_counts_page(&c->counts, cluster, &page, err);
+        if (r != CAIRN_OK)
+            break;
+        if (page->mark[in_page] == 0 && fits) { /* as a rule */
+            page->mark[in_page] = CLUSTER_DATA;
+            page->count[in_page] = (uint32_t)nr;
+        } else {
+            r = refer_to_cluster(c, cluster, nr, CLUSTER_DATA,
+                                 guest_off == QCOW2_CHECK_NO_OFFSET
+                                     ? guest_off
+                                     : guest_off + (i << c->hdr.cluster_bits),
+                                 err);
+        }
+    }
+    return r;
+}
+
 /* -- The whole --------------------------------------------------------------------------------- */
 
 /* Encryption, the corrupt bit and a data file do not matter to refcounts; unknown bits may. */
@@ -254,7 +282,7 @@ static int check_all(struct qcow2_check *c, struct cairn_error *err)
         r = check_refcount_structure(c, err);
     if (r == CAIRN_OK)
         r = check_compare_refcounts(c, err);
-    if (r == CAIRN_OK)
+    if (r == CAIRN_OK && (c->uncopied || c->not_one || c->dangling))
         r = check_copied(c, report_copied, NULL, err);
     return r;
 }

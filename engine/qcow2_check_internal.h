@@ -69,6 +69,10 @@ struct qcow2_check {
     bool overflow;        /* some cluster has more references than a refcount holds */
     bool reftable_shared; /* it is something else, too: to be read, not to be written to */
     bool needs_rebuild;   /* refcount table or blocks are not to be believed */
+
+    /* If neither is true, and nothing dangles, no copied bit can be wrong. */
+    bool uncopied; /* an active entry lacks the bit */
+    bool not_one;  /* a stored refcount of something in use is not 1, or not known */
 };
 
 /* -- qcow2_check.c ----------------------------------------------------------------------------- */
@@ -80,6 +84,9 @@ void check_found(struct qcow2_check *c, enum qcow2_check_kind kind, uint64_t nr,
 /* nr references to each cluster that [host_off, host_off + len) touches. */
 int check_refer(struct qcow2_check *c, uint64_t host_off, uint64_t len, uint64_t nr,
                 enum cluster_kind kind, uint64_t guest_off, struct cairn_error *err);
+/* The same for host clusters inside the file that hold the guest clusters from guest_off on. */
+int check_refer_run(struct qcow2_check *c, uint64_t cluster, uint64_t nr_clusters, uint64_t nr,
+                    uint64_t guest_off, struct cairn_error *err);
 
 /* -- qcow2_check_tables.c: L1, L2 and bitmap tables ----------------------------------------------
  */

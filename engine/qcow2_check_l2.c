@@ -70,6 +70,14 @@ int l2_list_add(struct l2_list *list, uint64_t host_off, uint64_t nr, uint64_t l
 
 /* -- Entries ----------------------------------------------------------------------------------- */
 
+/* A table that is walked. */
+struct l2_walk {
+    const struct l2_ref *ref;
+    const uint8_t *bytes, *end;
+    bool active;
+    uint64_t next_off; /* where the host cluster behind the last one begins; 0: there was none */
+};
+
 /* An entry at its place. */
 struct l2_entry {
     uint64_t entry, bitmap;
@@ -125,7 +133,20 @@ static int refer_compressed(struct qcow2_check *c, const struct l2_entry *e,
                        e->nr, CLUSTER_DATA, e->guest_off, err);
 }
 
-static int refer_allocated(struct qcow2_check *c, const struct l2_entry *e, uint64_t *next_off,
+/* nr_clusters allocated clusters, the first of them at host_off, in the order of the guest. */
+static void count_allocated(struct qcow2_check *c, struct l2_walk *walk, uint64_t host_off,
+                            uint64_t nr_clusters, bool copied)
+{
+    if (!walk->active)
+        return;
+    c->uncopied |= !copied;
+    c->result.allocated_clusters += nr_clusters * walk->ref->nr;
+    if (walk->next_off && host_off != walk->next_off)
+        c->result.fragmented_clusters += walk->ref->nr;
+    walk->next_off = host_off + nr_clusters * c->cluster_size;
+}
+
+static int refer_allocated(struct qcow2_check *c, struct l2_walk *walk, const struct l2_entry *e,
                            struct cairn_error *err)
 {
     uint64_t host_off = e->entry & QCOW2_OFFSET_MASK;
@@ -138,18 +159,13 @@ static int refer_allocated(struct qcow2_check *c, const struct l2_entry *e, uint
         check_found(c, QCOW2_CHECK_UNALIGNED, e->nr, host_off, e->guest_off,
                     "host cluster 0x%" PRIx64 " is not aligned to the cluster size %" PRIu64,
                     host_off, c->cluster_size);
-    if (e->active) {
-        c->result.allocated_clusters += e->nr;
-        if (*next_off && host_off != *next_off)
-            c->result.fragmented_clusters += e->nr;
-        *next_off = host_off + c->cluster_size;
-    }
+    count_allocated(c, walk, host_off, 1, e->entry & QCOW2_OFLAG_COPIED);
     if (c->data_file)
         return CAIRN_OK;
     return check_refer(c, host_off, c->cluster_size, e->nr, CLUSTER_DATA, e->guest_off, err);
 }
 
-static int refer_entry(struct qcow2_check *c, const struct l2_entry *e, uint64_t *next_off,
+static int refer_entry(struct qcow2_check *c, struct l2_walk *walk, const struct l2_entry *e,
                        struct cairn_error *err)
 {
     enum l2_kind kind = entry_kind(c, e->entry);
@@ -160,7 +176,7 @@ static int refer_entry(struct qcow2_check *c, const struct l2_entry *e, uint64_t
         check_found(c, QCOW2_CHECK_RESERVED, e->nr, e->entry & QCOW2_OFFSET_MASK, e->guest_off,
                     "the L2 entry 0x%016" PRIx64 " has reserved bits set", e->entry);
     if (kind == L2_ALLOCATED)
-        return refer_allocated(c, e, next_off, err);
+        return refer_allocated(c, walk, e, err);
     if (kind == L2_UNALLOCATED && e->bitmap & QCOW2_SUB_ALLOC_ALL)
         check_found(c, QCOW2_CHECK_SUBCLUSTERS, e->nr, QCOW2_CHECK_NO_OFFSET, e->guest_off,
                     "the subcluster bitmap 0x%016" PRIx64 " says data, without a host cluster",
@@ -195,25 +211,76 @@ static size_t entry_size(const struct qcow2_check *c)
     return qcow2_has_extl2(&c->hdr) ? QCOW2_L2E_SIZE_EXTL2 : QCOW2_L2E_SIZE;
 }
 
-static int refer_table(struct qcow2_check *c, const struct l2_ref *ref, const uint8_t *table,
-                       bool active, struct cairn_error *err)
+static uint64_t bitmap_at(const struct qcow2_check *c, const uint8_t *at)
 {
-    bool extl2 = qcow2_has_extl2(&c->hdr);
-    uint64_t next_off = 0;
+    return qcow2_has_extl2(&c->hdr) ? bytes_get_be64(at + QCOW2_L2E_SIZE) : 0;
+}
+
+/* Nothing to say about an entry but that it names a host cluster inside the file. */
+static bool is_plain(const struct qcow2_check *c, uint64_t entry, uint64_t bitmap)
+{
+    uint64_t host_off = entry & QCOW2_OFFSET_MASK;
+
+    return (entry & ~(QCOW2_OFLAG_COPIED | QCOW2_OFFSET_MASK)) == 0 &&
+           (bitmap >> 32 & bitmap) == 0 && host_off != 0 && is_aligned(host_off, c->cluster_size) &&
+           range_in(host_off, c->cluster_size, c->src->size);
+}
+
+/* Entries from at on that are plain and name host clusters one after the other. */
+static uint64_t plain_run(const struct qcow2_check *c, const struct l2_walk *walk,
+                          const uint8_t *at)
+{
+    uint64_t entry = bytes_get_be64(at), nr = 0;
+    size_t step = entry_size(c);
+
+    if (c->data_file)
+        return 0;
+    while (at < walk->end && bytes_get_be64(at) == entry && is_plain(c, entry, bitmap_at(c, at))) {
+        nr++;
+        at += step;
+        entry += c->cluster_size;
+    }
+    return nr;
+}
+
+static int refer_run(struct qcow2_check *c, struct l2_walk *walk, uint64_t entry, uint64_t nr,
+                     uint64_t guest_off, struct cairn_error *err)
+{
+    uint64_t host_off = entry & QCOW2_OFFSET_MASK;
+
+    count_allocated(c, walk, host_off, nr, entry & QCOW2_OFLAG_COPIED);
+    return check_refer_run(c, host_off >> c->hdr.cluster_bits, nr, walk->ref->nr, guest_off, err);
+}
+
+static int refer_at(struct qcow2_check *c, struct l2_walk *walk, const uint8_t *at,
+                    uint64_t guest_off, struct cairn_error *err)
+{
+    const struct l2_entry e = {
+        .entry = bytes_get_be64(at),
+        .bitmap = bitmap_at(c, at),
+        .nr = walk->ref->nr,
+        .guest_off = guest_off,
+        .active = walk->active,
+    };
+
+    return e.entry != 0 || e.bitmap != 0 ? refer_entry(c, walk, &e, err) : CAIRN_OK;
+}
+
+static int refer_table(struct qcow2_check *c, struct l2_walk *walk, struct cairn_error *err)
+{
+    size_t step = entry_size(c);
     int r = CAIRN_OK;
 
-    for (uint64_t i = 0; i < c->cluster_size / entry_size(c) && r == CAIRN_OK; i++) {
-        const uint8_t *at = table + i * entry_size(c);
-        const struct l2_entry e = {
-            .entry = bytes_get_be64(at),
-            .bitmap = extl2 ? bytes_get_be64(at + QCOW2_L2E_SIZE) : 0,
-            .nr = ref->nr,
-            .guest_off = entry_guest_off(c, ref, i, active),
-            .active = active,
-        };
+    for (uint64_t i = 0; walk->bytes + i * step < walk->end && r == CAIRN_OK;) {
+        const uint8_t *at = walk->bytes + i * step;
+        uint64_t guest_off = entry_guest_off(c, walk->ref, i, walk->active);
+        uint64_t nr = plain_run(c, walk, at);
 
-        if (e.entry != 0 || e.bitmap != 0)
-            r = refer_entry(c, &e, &next_off, err);
+        if (nr > 0)
+            r = refer_run(c, walk, bytes_get_be64(at), nr, guest_off, err);
+        else
+            r = refer_at(c, walk, at, guest_off, err);
+        i += max_u64(nr, 1);
     }
     return r;
 }
@@ -226,10 +293,11 @@ int check_l2_tables(struct qcow2_check *c, const struct l2_list *list, bool acti
 
     for (size_t i = 0; i < list->nr && r == CAIRN_OK; i++) {
         const struct l2_ref *ref = &list->refs[i];
+        struct l2_walk walk = {ref, table, table + c->cluster_size, active, 0};
 
         r = source_pread_padded(c->src, table, c->cluster_size, ref->host_off, err);
         if (r == CAIRN_OK)
-            r = refer_table(c, ref, table, active, err);
+            r = refer_table(c, &walk, err);
         if (r == CAIRN_OK)
             r = report_progress(c, err);
     }

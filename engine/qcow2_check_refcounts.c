@@ -214,48 +214,71 @@ int check_each_refblock(struct qcow2_check *c, refblock_fn fn, void *arg, struct
 
 /* -- Comparison -------------------------------------------------------------------------------- */
 
-static void compare_cluster(struct qcow2_check *c, uint64_t cluster, uint64_t stored)
+static void report_difference(struct qcow2_check *c, uint64_t cluster, uint64_t stored,
+                              uint64_t counted)
 {
     uint64_t host_off = cluster << c->hdr.cluster_bits;
-    uint64_t counted = cluster_counts_get(&c->counts, cluster);
+    const char *kind = cluster_kind_name(cluster_counts_mark(&c->counts, cluster) & MARK_KIND);
 
-    if (stored != 0 || counted != 0)
-        c->result.image_end_offset =
-            max_u64(c->result.image_end_offset, host_off + c->cluster_size);
     if (stored > counted)
-        check_found(
-            c, QCOW2_CHECK_LEAK, 1, host_off, QCOW2_CHECK_NO_OFFSET,
-            "host cluster 0x%" PRIx64 " (%s) is leaked: refcount %" PRIu64 ", references %" PRIu64,
-            host_off, cluster_kind_name(cluster_counts_mark(&c->counts, cluster) & MARK_KIND),
-            stored, counted);
-    else if (stored < counted)
-        check_found(
-            c, QCOW2_CHECK_REFCOUNT, 1, host_off, QCOW2_CHECK_NO_OFFSET,
-            "host cluster 0x%" PRIx64 " (%s) has refcount %" PRIu64 ", but %" PRIu64 " references",
-            host_off, cluster_kind_name(cluster_counts_mark(&c->counts, cluster) & MARK_KIND),
-            stored, counted);
+        check_found(c, QCOW2_CHECK_LEAK, 1, host_off, QCOW2_CHECK_NO_OFFSET,
+                    "host cluster 0x%" PRIx64 " (%s) is leaked: refcount %" PRIu64
+                    ", references %" PRIu64,
+                    host_off, kind, stored, counted);
+    else
+        check_found(c, QCOW2_CHECK_REFCOUNT, 1, host_off, QCOW2_CHECK_NO_OFFSET,
+                    "host cluster 0x%" PRIx64 " (%s) has refcount %" PRIu64 ", but %" PRIu64
+                    " references",
+                    host_off, kind, stored, counted);
+}
+
+/* One refcount; the page that counts the cluster, if there is one. */
+static void compare_cluster(struct qcow2_check *c, uint64_t cluster, uint64_t stored,
+                            struct cluster_page *page)
+{
+    size_t in_page = cluster % CLUSTER_PAGE_SIZE;
+    uint64_t counted = page ? page->count[in_page] : 0;
+
+    if (stored == 0 && counted == 0)
+        return;
+    c->result.image_end_offset =
+        max_u64(c->result.image_end_offset, (cluster + 1) << c->hdr.cluster_bits);
+    if (stored != counted)
+        report_difference(c, cluster, stored, counted);
+    if (stored != 1)
+        c->not_one = true;
+    else if (page)
+        page->mark[in_page] |= MARK_ONE;
+}
+
+static void unknown_refcounts(struct qcow2_check *c, const struct refblock *block)
+{
+    c->not_one = true;
+    check_found(c, QCOW2_CHECK_UNREADABLE, block->nr, block->entry & QCOW2_REFTABLE_OFFSET_MASK,
+                QCOW2_CHECK_NO_OFFSET,
+                "the refcounts of %" PRIu64 " clusters from 0x%" PRIx64 " on cannot be read",
+                block->nr, block->first << c->hdr.cluster_bits);
+    for (uint64_t cluster = block->first; cluster < block->first + block->nr; cluster++) {
+        struct cluster_page *page = c->counts.pages[cluster >> CLUSTER_PAGE_BITS];
+
+        if (page)
+            page->mark[cluster % CLUSTER_PAGE_SIZE] |= MARK_UNKNOWN;
+    }
 }
 
 static int compare_block(struct qcow2_check *c, struct refblock *block, void *arg,
                          struct cairn_error *err)
 {
     (void)arg, (void)err;
-    if (!block->readable)
-        check_found(c, QCOW2_CHECK_UNREADABLE, block->nr, block->entry & QCOW2_REFTABLE_OFFSET_MASK,
-                    QCOW2_CHECK_NO_OFFSET,
-                    "the refcounts of %" PRIu64 " clusters from 0x%" PRIx64 " on cannot be read",
-                    block->nr, block->first << c->hdr.cluster_bits);
+    if (!block->readable) {
+        unknown_refcounts(c, block);
+        return CAIRN_OK;
+    }
     for (uint64_t i = 0; i < block->nr; i++) {
         uint64_t cluster = block->first + i;
-        struct cluster_page *page = c->counts.pages[cluster >> CLUSTER_PAGE_BITS];
-        uint64_t stored = refblock_get(block->bytes, i, c->hdr.refcount_order);
 
-        if (block->readable)
-            compare_cluster(c, cluster, stored);
-        if (page && !block->readable)
-            page->mark[cluster % CLUSTER_PAGE_SIZE] |= MARK_UNKNOWN;
-        else if (page && stored == 1)
-            page->mark[cluster % CLUSTER_PAGE_SIZE] |= MARK_ONE;
+        compare_cluster(c, cluster, refblock_get(block->bytes, i, c->hdr.refcount_order),
+                        c->counts.pages[cluster >> CLUSTER_PAGE_BITS]);
     }
     return CAIRN_OK;
 }

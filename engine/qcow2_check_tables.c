@@ -158,6 +158,7 @@ static int active_l1_entry(struct qcow2_check *c, uint64_t entry, uint64_t entry
 {
     uint64_t l1_index = (entry_off - c->hdr.l1_table_offset) / QCOW2_L1E_SIZE;
 
+    c->uncopied |= !(entry & QCOW2_OFLAG_COPIED);
     return refer_l1_entry(c, &c->active_l2, entry, l1_index, nr, err);
 }
 
