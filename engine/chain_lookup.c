@@ -93,22 +93,37 @@ struct index_slices chain_index_slices(struct chain_index *index)
 
 /* -- From a slice to an answer ----------------------------------------------------------------- */
 
-/* The extent at guest_off is extent i of its slice; false if that begins behind it or is none. */
-static inline bool put_extent(const struct index_slice *slice, uint32_t i, uint64_t guest_off,
-                              struct extent *ret_extent)
+/* Where the extent that a search came to is: its record, and its end in sectors. */
+struct found {
+    const uint8_t *record;
+    uint32_t end; /* NO_END: the search came to no extent */
+};
+
+#define NO_END (1u << 22) /* as far behind any sector as no extent is long */
+
+static inline struct found found_at(const struct index_slice *slice, uint32_t i)
 {
-    const uint8_t *record = slice_record(slice, i);
-    uint64_t what = record_what(record), host_off = record_host_off(record);
+    uint32_t end = slice_last(slice, i) + 1;
+
+    return (struct found){slice_record(slice, i), i < slice->nr_extents ? end : NO_END};
+}
+
+/*
+ * Put the part of the extent from guest_off on; false if it begins behind guest_off, or is none,
+ * for then len is what is below zero.  Without a branch that depends on data but for rare kinds.
+ */
+static inline bool put_extent(struct found found, uint64_t guest_off, struct extent *ret_extent)
+{
+    uint64_t what = record_what(found.record), host_off = record_host_off(found.record);
     uint32_t whole = (uint32_t)((what & 0xffff) + 1) << SECTOR_BITS;
-    uint32_t end = (slice_last(slice, i) + 1) << SECTOR_BITS;
-    uint32_t len = end - (uint32_t)(guest_off % INDEX_SLICE_SIZE);
+    uint32_t len = (found.end << SECTOR_BITS) - (uint32_t)(guest_off % INDEX_SLICE_SIZE);
     uint8_t kind = (uint8_t)(what >> 46);
 
-    if ((i >= slice->nr_extents) | (len > whole))
+    if (len > whole)
         return false;
     ret_extent->guest_off = guest_off;
     ret_extent->len = len;
-    ret_extent->host_off = host_off + (extent_kind_linear(kind) ? whole - len : 0);
+    ret_extent->host_off = host_off + ((whole - len) & (0u - extent_kind_linear(kind)));
     ret_extent->compressed_len = 0;
     ret_extent->layer = (uint16_t)(what >> 16);
     ret_extent->kind = kind;
@@ -117,13 +132,14 @@ static inline bool put_extent(const struct index_slice *slice, uint32_t i, uint6
     return true;
 }
 
-/* There is a hole at guest_off, before extent i of its slice. */
+/* There is a hole at guest_off. */
 static __attribute__((noinline)) void put_hole(const struct index_l1 *l1,
-                                               const struct index_slice *slice, uint32_t i,
-                                               uint64_t guest_off, struct extent *ret_extent)
+                                               const struct index_slice *slice, uint64_t guest_off,
+                                               struct extent *ret_extent)
 {
     uint64_t slice_start = round_down(guest_off, INDEX_SLICE_SIZE);
     uint64_t end = slice_start + INDEX_SLICE_SIZE;
+    uint32_t i = slice_find(slice, (uint16_t)(guest_off >> SECTOR_BITS));
 
     if (i < slice->nr_extents) {
         const struct index_extent next = slice_extent(slice, i);
@@ -145,8 +161,8 @@ static int lookup_missing(struct chain_index *index, uint64_t guest_off, struct 
     if (rc < 0)
         return rc;
     i = slice_find(slice, (uint16_t)(guest_off >> SECTOR_BITS));
-    if (!put_extent(slice, i, guest_off, ret_extent))
-        put_hole(index->l1, slice, i, guest_off, ret_extent);
+    if (!put_extent(found_at(slice, i), guest_off, ret_extent))
+        put_hole(index->l1, slice, guest_off, ret_extent);
     return CAIRN_OK;
 }
 
@@ -195,29 +211,34 @@ uint32_t slice_find(const struct index_slice *slice, uint32_t sector)
 #define ISA(name)  name##_avx2
 #define ISA_TARGET __attribute__((target("avx2,bmi,bmi2,popcnt")))
 
-/* Two bits for each of 16 keys that is not below sector: nothing is left of the difference. */
-ISA_TARGET static inline uint32_t not_below_16(const uint16_t *keys, uint16_t sector)
+/* All ones for each of 16 keys that is not below sector: nothing is left of the difference. */
+ISA_TARGET static inline __m256i not_below(const uint16_t *keys, uint16_t sector)
 {
     __m256i ahead = _mm256_subs_epu16(_mm256_set1_epi16((short)sector),
                                       _mm256_loadu_si256((const __m256i_u *)(const void *)keys));
 
-    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi16(ahead, _mm256_setzero_si256()));
+    return _mm256_cmpeq_epi16(ahead, _mm256_setzero_si256());
+}
+
+/* A bit for each key of a and b, a's and b's by turns eight at a time. */
+ISA_TARGET static inline uint32_t bits_of(__m256i a, __m256i b)
+{
+    return (uint32_t)_mm256_movemask_epi8(_mm256_packs_epi16(a, b));
 }
 
 ISA_TARGET static inline uint32_t rank_in_top_avx2(const struct index_slice *slice, uint16_t sector)
 {
-    /* Of the second 16 keys only 8 are new. */
-    uint64_t bits = (uint64_t)not_below_16(slice->top, sector) << 32 |
-                    not_below_16(slice->top + 8, sector) >> 16;
+    /* The second 16 begin with the last eight of the first. */
+    uint32_t bits =
+        bits_of(not_below(slice->top, sector), not_below(slice->top + INDEX_TOP_KEYS - 16, sector));
 
-    return INDEX_TOP_KEYS - (uint32_t)__builtin_popcountll(bits) / 2;
+    return INDEX_TOP_KEYS - (uint32_t)__builtin_popcount(bits & 0xffff00ff);
 }
 
 ISA_TARGET static inline uint32_t rank_in_node_avx2(const uint16_t *keys, uint16_t sector)
 {
-    uint64_t bits = (uint64_t)not_below_16(keys, sector) << 32 | not_below_16(keys + 16, sector);
-
-    return NODE_KEYS - (uint32_t)__builtin_popcountll(bits) / 2;
+    return NODE_KEYS - (uint32_t)__builtin_popcount(
+                           bits_of(not_below(keys, sector), not_below(keys + 16, sector)));
 }
 
 #include "chain_lookup_isa.h"

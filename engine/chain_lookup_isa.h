@@ -10,16 +10,25 @@
 
 #define GROUP 32
 
-/* The number of the leaf that sector belongs to; if all keys are in top, the rank there. */
-ISA_TARGET static inline uint32_t ISA(find_leaf)(const struct index_slice *slice, uint16_t sector)
+/* From a node of the level below top, there are several, to the leaf that sector belongs to. */
+ISA_TARGET static __attribute__((noinline)) uint32_t ISA(descend)(const struct index_slice *slice,
+                                                                  uint32_t at, uint16_t sector)
 {
-    uint32_t at = ISA(rank_in_top)(slice, sector), off = sizeof(*slice);
+    uint32_t off = sizeof(*slice);
 
     for (unsigned level = slice_levels(slice->nr_extents); level > 1; level--) {
         at = at * NODE_KEYS + ISA(rank_in_node)(slice_keys(slice, off) + at * NODE_KEYS, sector);
         off += slice_level_nodes(slice->nr_extents, level) * NODE_SIZE;
     }
     return at;
+}
+
+/* The number of the leaf that sector belongs to; if all keys are in top, the rank there. */
+ISA_TARGET static inline uint32_t ISA(find_leaf)(const struct index_slice *slice, uint16_t sector)
+{
+    uint32_t at = ISA(rank_in_top)(slice, sector);
+
+    return slice->leaves_off > sizeof(*slice) ? ISA(descend)(slice, at, sector) : at;
 }
 
 ISA_TARGET static inline uint32_t ISA(find_in_leaf)(const struct index_slice *slice, uint32_t leaf,
@@ -49,8 +58,8 @@ ISA_TARGET static int ISA(lookup)(struct chain_index *index, uint64_t guest_off,
     if (!slice)
         return lookup_missing(index, guest_off, ret_extent, err);
     i = ISA(find_in_leaf)(slice, ISA(find_leaf)(slice, sector), sector);
-    if (!put_extent(slice, i, guest_off, ret_extent))
-        put_hole(index->l1, slice, i, guest_off, ret_extent);
+    if (!put_extent(found_at(slice, i), guest_off, ret_extent))
+        put_hole(index->l1, slice, guest_off, ret_extent);
     return CAIRN_OK;
 }
 
@@ -60,19 +69,22 @@ ISA_TARGET static inline void ISA(lookup_group)(const struct index_l1 *l1,
                                                 const uint64_t *guest_offs, unsigned nr,
                                                 struct extent *ret_extents)
 {
-    uint32_t at[GROUP];
+    struct found found[GROUP];
+    uint32_t leaf[GROUP];
 
     for (unsigned i = 0; i < nr; i++) {
-        at[i] = ISA(find_leaf)(slices[i], (uint16_t)(guest_offs[i] >> SECTOR_BITS));
-        __builtin_prefetch(slice_keys(slices[i], slices[i]->leaves_off) + at[i] * NODE_KEYS);
+        leaf[i] = ISA(find_leaf)(slices[i], (uint16_t)(guest_offs[i] >> SECTOR_BITS));
+        __builtin_prefetch(slice_keys(slices[i], slices[i]->leaves_off) + leaf[i] * NODE_KEYS);
     }
     for (unsigned i = 0; i < nr; i++) {
-        at[i] = ISA(find_in_leaf)(slices[i], at[i], (uint16_t)(guest_offs[i] >> SECTOR_BITS));
-        __builtin_prefetch(slice_record(slices[i], at[i]));
+        uint16_t sector = (uint16_t)(guest_offs[i] >> SECTOR_BITS);
+
+        found[i] = found_at(slices[i], ISA(find_in_leaf)(slices[i], leaf[i], sector));
+        __builtin_prefetch(found[i].record);
     }
     for (unsigned i = 0; i < nr; i++)
-        if (!put_extent(slices[i], at[i], guest_offs[i], &ret_extents[i]))
-            put_hole(l1, slices[i], at[i], guest_offs[i], &ret_extents[i]);
+        if (!put_extent(found[i], guest_offs[i], &ret_extents[i]))
+            put_hole(l1, slices[i], guest_offs[i], &ret_extents[i]);
 }
 
 ISA_TARGET static int ISA(lookup_many)(struct chain_index *index, const uint64_t *guest_offs,
