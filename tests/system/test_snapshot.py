@@ -121,8 +121,8 @@ class Snapshots(Case):
     def attach_disk(self, *arguments, name="disk"):
         return self.attach(self.server, *arguments, "--disk", self.tmp / name, name=f"attach-{name}")
 
-    def snapshot(self, ref, name="disk", **options):
-        return self.server.cairn("snapshot", self.tmp / name, ref, **options)
+    def snapshot(self, ref, *arguments, name="disk", **options):
+        return self.server.cairn("snapshot", self.tmp / name, ref, *arguments, **options)
 
     def read_disk(self, disk):
         client = NbdClient(disk.socket)
@@ -332,6 +332,27 @@ class Snapshots(Case):
         self.assertIsNone(first_difference(self.server.http.data("vm:v3"), bytes(content)))
         self.assertEqual(self.server.http.get("/v1/disks/vm:v3").json()["depth"], 66)
         self.assert_reads(disk, content)
+
+    def test_killed_while_a_sealed_layer_is_written_anew(self):
+        """What is published for a sealed layer is gone when the disk is attached again, and made anew."""
+        content = bytearray(self.push_base(16 * MIB))
+        disk, socket = self.nbdkit("ref=vm:v1", f"disk={self.tmp / 'disk'}")
+        client = NbdClient(socket)
+        content[:8 * MIB] = self.rng.randbytes(8 * MIB)
+        client.write(0, content[:8 * MIB])
+        client.close()
+        port = self.server.port
+        self.server.stop()
+        self.snapshot("vm:v2", code=1)
+        self.assertTrue((self.tmp / "disk" / "compact-1.qcow2").exists())
+        disk.kill()
+        self.server = self.cairnd(arguments=("--listen", f"127.0.0.1:{port}"))
+        self.attach_disk()
+        self.assertEqual(sorted(path.name for path in (self.tmp / "disk").glob("*-1.qcow2")),
+                         ["sealed-1.qcow2"])
+        self.snapshot("vm:v2", "--compress", "zlib")
+        self.assertIsNone(first_difference(self.server.http.data("vm:v2"), bytes(content)))
+        self.assertEqual(list((self.tmp / "disk").glob("*-1.qcow2")), [])
 
     def test_killed_during_snapshots(self):
         """SIGKILL to whoever holds the disk, at random points of a snapshot with a writer going:
