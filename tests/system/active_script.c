@@ -14,8 +14,9 @@
  *   unmap OFF LEN                zero, and frees them
  *   discard OFF LEN              flush
  *   read OFF LEN                 map
+ *   resize SIZE BENEATH          the size of what lies beneath, 2^64 - 1: not known
  *   seal                         close
- *   kill: the process, at once
+ *   kill                         the process, at once
  *
  * The first command that fails ends it: `line N: the error` on stderr, exit code 1.
  */
@@ -198,6 +199,11 @@ static int do_map(struct script *s, const struct command *c, struct cairn_error 
     return CAIRN_OK;
 }
 
+static int do_resize(struct script *s, const struct command *c, struct cairn_error *err)
+{
+    return active_resize(s->active, c->off, c->len, err);
+}
+
 static int do_seal(struct script *s, const struct command *c, struct cairn_error *err)
 {
     (void)c;
@@ -224,8 +230,9 @@ static const struct verb {
     {"close", 0, false, do_close},  {"write", 3, false, do_write},
     {"zero", 2, false, do_zero},    {"unmap", 2, false, do_unmap},
     {"flush", 0, false, do_flush},  {"discard", 2, false, do_discard},
-    {"read", 2, false, do_read},    {"map", 0, false, do_map},
-    {"seal", 0, false, do_seal},    {"kill", 0, false, do_kill},
+    {"read", 2, false, do_read},    {"resize", 2, false, do_resize},
+    {"map", 0, false, do_map},      {"seal", 0, false, do_seal},
+    {"kill", 0, false, do_kill},
 };
 
 static const struct verb *find_verb(const char *name)

@@ -20,6 +20,8 @@ SIZE_MAX = 16 * MIB
 class Lived(qemu.RandomChain):
     """A chain of 1 to 6 layers; log gets what happens to them, .snapshots what each has."""
 
+    SIZE_LIMITS = (MIB, MIB, 4 * MIB, SIZE_MAX)
+
     def __init__(self, rng, folder, log):
         self.log, self.snapshots, self.bitmaps = log, {}, {}
         self.touched = set()  # clusters of the layer that is being made
@@ -40,10 +42,6 @@ class Lived(qemu.RandomChain):
     def io(self, path, *commands, fmt="qcow2"):
         self.note(path, "; ".join(commands))
         qemu.io(path, *commands, fmt=fmt)
-
-    def random_size(self, unit):
-        limit = self.rng.choice((MIB, MIB, 4 * MIB, SIZE_MAX))
-        return self.rng.randrange(1, limit // unit + 1) * unit
 
     # -- Making one layer ------------------------------------------------------------------------
 
@@ -134,6 +132,7 @@ class Lived(qemu.RandomChain):
         plan.size = size
 
     def amend(self, path, plan, source):
+        """Other refcounts only if a refcount block has few: QEMU takes minutes for 2 MiB."""
         if plan.version == 2:
             if self.snapshots[path]:
                 return
@@ -143,7 +142,7 @@ class Lived(qemu.RandomChain):
             plan.lazy = not plan.lazy
             self.img(path, "amend", "-q", "-f", "qcow2", "-o",
                      f"lazy_refcounts={'on' if plan.lazy else 'off'}")
-        elif plan.refcount_bits < 64 and plan.cluster <= 64 * KIB:  # QEMU takes minutes for 2 MiB
+        elif plan.refcount_bits < 64 and plan.cluster // plan.refcount_bits <= 4 * KIB:
             plan.refcount_bits = max(2 * plan.refcount_bits, 16)
             self.img(path, "amend", "-q", "-f", "qcow2", "-o",
                      f"refcount_bits={plan.refcount_bits}")

@@ -27,6 +27,12 @@ class Mirror:
             assert new == old or not any(new), f"after a trim, at {offset + start:#x}"
         self.will_change(offset, data)
 
+    def resize(self, size):
+        """Durably; what is added is zeros."""
+        self.now = self.now[:size] + bytes(max(size - len(self.now), 0))
+        for sector in [number for number in self.pending if number * SECTOR >= size]:
+            del self.pending[sector]
+
     def flushed(self):
         self.pending.clear()
 

@@ -100,6 +100,13 @@ def first_extent_difference(ours, theirs):
     return None
 
 
+def first_depth_difference(a, b):
+    """Where two maps say that different layers answer; what kind of extent it is does not count."""
+    def depths(extents):
+        return merge_extents([dict(entry, zero=False, data=True, offset=None) for entry in extents])
+    return next((f"{x} and {y}" for x, y in zip(depths(a), depths(b)) if x != y), None)
+
+
 def without_holes(path):
     """Let the file system store every byte of a file."""
     path = pathlib.Path(path)
@@ -146,6 +153,8 @@ class Layer:
 class RandomChain:
     """A chain of 1 to 6 layers in a folder; .top is the file to open, .layers all, base first."""
 
+    SIZE_LIMITS = (MIB, 4 * MIB, 16 * MIB, 64 * MIB)
+
     def __init__(self, rng, folder):
         self.rng, self.folder = rng, pathlib.Path(folder)
         self.layers, self.plans = [], []
@@ -165,7 +174,7 @@ class RandomChain:
                          for path, plan in zip(self.layers, self.plans))
 
     def random_size(self, unit):
-        limit = self.rng.choice((MIB, 4 * MIB, 16 * MIB, 64 * MIB))
+        limit = self.rng.choice(self.SIZE_LIMITS)
         return self.rng.randrange(1, limit // unit + 1) * unit
 
     def next_size(self, size):
@@ -173,7 +182,7 @@ class RandomChain:
         if self.rng.random() < 0.5:
             return size
         factor = self.rng.uniform(0.3, 1.6)
-        return min(max(int(size * factor) // SECTOR, 1) * SECTOR, 64 * MIB)
+        return min(max(int(size * factor) // SECTOR, 1) * SECTOR, self.SIZE_LIMITS[-1])
 
     def source(self, ordinal):
         """A file of bytes to write: no two sectors alike, half of them compressible."""

@@ -17,7 +17,12 @@ from mirror import Mirror, SECTOR
 ACTIVE_SCRIPT = BUILD / "bin" / "active_script"
 SIZE_MAX = 16 * MIB
 OP_MAX = 512 * KIB
+UNKNOWN_SIZE = (1 << 64) - 1
 KINDS = {"0": (True, False), "1": (True, True), "2": (False, True)}  # zeros?, a host offset?
+
+
+class Beneath(qemu.RandomChain):
+    SIZE_LIMITS = (MIB, 4 * MIB, SIZE_MAX)
 
 
 class Turns:
@@ -27,7 +32,7 @@ class Turns:
         self.chain, self.beneath = None, "-"
         size = rng.randrange(1, rng.choice((MIB, SIZE_MAX)) // SECTOR) * SECTOR
         if rng.random() < 0.75:
-            self.chain = qemu.RandomChain(rng, folder)
+            self.chain = Beneath(rng, folder)
             self.beneath = folder / "beneath.raw"
             log.append(self.chain.describe())
             size = rng.choice((size, self.look_beneath()))
@@ -62,6 +67,10 @@ class Turns:
     def size(self):
         return len(self.mirror.now)
 
+    @property
+    def beneath_size(self):
+        return self.beneath.stat().st_size if self.chain else 0
+
     # -- Random operations, noted in the mirror --------------------------------------------------
 
     def random_range(self):
@@ -73,6 +82,11 @@ class Turns:
         if self.rng.random() < 0.15:
             length = min(self.size - start, 8 * self.cluster)  # often to the end of the disk
         return start, length
+
+    def random_size(self):
+        """Of a resize, more often up than down."""
+        size = int(self.size * self.rng.uniform(0.5, 2)) // SECTOR * SECTOR
+        return min(max(size, SECTOR), SIZE_MAX)
 
     def whole_clusters(self, start, length):
         """What a discard reaches; the disk's last cluster counts as whole."""
@@ -101,12 +115,15 @@ class Turns:
         return out.read_bytes(), result
 
     def our_operation(self, reads):
-        kind = self.rng.choices(("write", "read", "zero", "unmap", "discard", "flush"),
-                                (12, 3, 2, 2, 2, 1))[0]
+        kind = self.rng.choices(("write", "read", "zero", "unmap", "discard", "flush", "resize"),
+                                (12, 3, 2, 2, 2, 1, 0.4))[0]
         start, length = self.random_range()
         if kind == "flush":
             self.mirror.flushed()
             return kind
+        if kind == "resize":
+            self.mirror.resize(self.random_size())
+            return f"{kind} {self.size} {self.rng.choice((self.beneath_size, UNKNOWN_SIZE))}"
         if kind == "read":
             reads.append((start, bytes(self.mirror.now[start:start + length])))
         elif kind == "write":
@@ -215,14 +232,11 @@ class Turns:
     def resize_turn(self):
         """Up by any number of sectors, or down to whole clusters (within one, QEMU keeps what it
         cut off)."""
-        size = min(int(self.size * self.rng.uniform(0.4, 2)), SIZE_MAX) // SECTOR * SECTOR
+        size = self.random_size()
         if size < self.size:
             size = max(size // self.cluster, 1) * self.cluster
-        if size >= SIZE_MAX or (size > self.size) == (size < self.size):
-            return
-        self.img("resize", "-q", *(["--shrink"] if size < self.size else []), self.node(), size)
-        kept = bytes(self.mirror.now[:size])
-        self.mirror = Mirror(kept + bytes(size - len(kept)))
+        self.img("resize", "-q", "--shrink", self.node(), size)
+        self.mirror.resize(size)
         self.compare()
 
     def snapshot_turn(self):
@@ -306,7 +320,32 @@ class Turns:
         if our_map is not None:
             difference = qemu.first_extent_difference(parse_map(our_map), top_of(theirs))
             assert difference is None, f"active_map: {difference}"
+        if self.rng.random() < 0.2:
+            self.compare_sealed(copy, theirs)
         copy.unlink()
+
+    def compare_sealed(self, copy, theirs):
+        """Written anew, it holds the same, in the same layer."""
+        compression = self.rng.choice(("none", "zlib", "zstd"))
+        self.log.append(f"compare with seal --compress {compression}")
+        sealed = self.folder / "sealed.qcow2"
+        seal(copy, sealed, compression)
+        difference = first_difference(qemu.convert(sealed, self.folder / "qemu.raw", "qcow2"),
+                                      bytes(self.mirror.now))
+        assert difference is None, f"sealed, expected: {difference}"
+        difference = qemu.first_depth_difference(qemu.extent_map(sealed), theirs)
+        assert difference is None or not self.chain, f"sealed, layers: {difference}"
+        sealed.unlink()
+
+
+def seal(path, sealed, compression):
+    """`cairn image seal`, twice: nothing leaks, and the bytes are the same."""
+    again = sealed.with_suffix(".again")
+    for out in (sealed, again):
+        run(CAIRN, "image", "seal", "-q", "--compress", compression, path, out)
+    qemu.check(sealed)
+    assert sealed.read_bytes() == again.read_bytes(), "sealing twice gives two files"
+    again.unlink()
 
 
 def parse_map(text):
