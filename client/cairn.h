@@ -284,13 +284,26 @@ CAIRN_API int cairn_image_create(const char *file, uint64_t virtual_size, const 
 /* JSON: format, header fields, features, snapshots, bitmaps, extensions. */
 CAIRN_API int cairn_image_info(const char *file, const char *format, char **ret_json,
                                struct cairn_error *err);
-/* JSON list with the field names of `qemu-img map --output=json`, of the file and its local
- * backing chain. */
-CAIRN_API int cairn_image_map(const char *file, const char *format, char **ret_json,
+
+/* An entry of what `qemu-img map --output=json` lists, with its field names. */
+struct cairn_map_entry {
+    uint64_t start, length; /* of the guest's disk, in bytes */
+    uint64_t offset;        /* of start in the layer's file, if has_offset */
+    uint32_t depth;         /* 0: the top layer */
+    bool present;           /* some layer has it */
+    bool zero;              /* reads as zeros; else it is data */
+    bool has_offset;
+};
+/*
+ * What the file and its local backing chain map: entries in order, without gaps.  entry returns
+ * not 0 to stop: CAIRN_E_CANCELLED.
+ */
+typedef int (*cairn_map_fn)(void *ctx, const struct cairn_map_entry *entry);
+CAIRN_API int cairn_image_map(const char *file, const char *format, cairn_map_fn entry, void *ctx,
                               struct cairn_error *err);
 /* The same of an internal snapshot of a qcow2 file, by name or ID, as far as its disk reached. */
-CAIRN_API int cairn_image_map_internal(const char *file, const char *snapshot, char **ret_json,
-                                       struct cairn_error *err);
+CAIRN_API int cairn_image_map_internal(const char *file, const char *snapshot, cairn_map_fn entry,
+                                       void *ctx, struct cairn_error *err);
 
 /*
  * The dirty ranges of a persistent bitmap of a qcow2 file, in order, not adjacent, in whole

@@ -12,8 +12,7 @@
 
 /* -- create --------------------------------------------------------------------------------- */
 
-/* "20G", "512M", "1.5T", "65536", with an optional "iB" or "B"; multiples of 1024. */
-static bool parse_size(const char *text, uint64_t *ret_bytes)
+bool cli_parse_size(const char *text, uint64_t *ret_bytes)
 {
     static const char suffixes[] = "KMGTPE";
     const char *suffix;
@@ -67,7 +66,7 @@ int cli_image_create(int argc, char **argv)
         return ret;
     if (common.nr_operands < 2 && !backing)
         return cli_usage(spec.name, "SIZE is missing");
-    if (common.nr_operands == 2 && !parse_size(common.operands[1], &size))
+    if (common.nr_operands == 2 && !cli_parse_size(common.operands[1], &size))
         return cli_usage(spec.name, "%s is not a size such as 20G",
                          cli_escape(common.operands[1], escaped));
     if (cairn_image_create(common.operands[0], size, backing, format, &err) != CAIRN_OK)
@@ -75,7 +74,7 @@ int cli_image_create(int argc, char **argv)
     return 0;
 }
 
-/* -- info and map --------------------------------------------------------------------------- */
+/* -- info ----------------------------------------------------------------------------------- */
 
 /* Print what the library gave, which is freed, as JSON or in words; the exit code. */
 static int print_facts(char *text, bool as_json, void (*print)(const json_t *json))
@@ -204,26 +203,6 @@ static void print_info(const json_t *json)
     text_line(json, "refused", "refused");
 }
 
-static void print_map(const json_t *json)
-{
-    const json_t *extent;
-    size_t i;
-
-    printf("%-14s %-14s %-5s %-10s %s\n", "start", "length", "depth", "kind", "offset");
-    json_array_foreach(json, i, extent)
-    {
-        const char *kind = !cli_bool(extent, "present") ? "hole"
-                           : cli_bool(extent, "zero")   ? "zero"
-                                                        : "data";
-
-        printf("%#-14" PRIx64 " %#-14" PRIx64 " %-5" PRIu64 " %-10s", cli_number(extent, "start"),
-               cli_number(extent, "length"), cli_number(extent, "depth"), kind);
-        if (json_object_get(extent, "offset"))
-            printf(" %#" PRIx64, cli_number(extent, "offset"));
-        putchar('\n');
-    }
-}
-
 int cli_image_info(int argc, char **argv)
 {
     bool as_json = false;
@@ -250,14 +229,111 @@ int cli_image_info(int argc, char **argv)
     return print_facts(text, as_json, print_info);
 }
 
+/* -- map ------------------------------------------------------------------------------------ */
+
+/* An image may have millions of entries: they are printed as they come, and JSON not by printf. */
+#define STDOUT_BUFFER ((size_t)256 << 10)
+
+struct map_list {
+    bool as_json;
+    bool begun;
+};
+
+static char *put_text(char *at, const char *text)
+{
+    size_t len = strlen(text);
+
+    memcpy(at, text, len);
+    return at + len;
+}
+
+static char *put_number(char *at, uint64_t value)
+{
+    char digits[20];
+    size_t nr = 0;
+
+    do {
+        digits[sizeof(digits) - ++nr] = (char)('0' + value % 10);
+        value /= 10;
+    } while (value > 0);
+    memcpy(at, digits + sizeof(digits) - nr, nr);
+    return at + nr;
+}
+
+static char *put_bool(char *at, bool value)
+{
+    return put_text(at, value ? "true" : "false");
+}
+
+static void begin_map(struct map_list *list)
+{
+    if (list->as_json)
+        putchar('[');
+    else
+        printf("%-14s %-14s %-5s %-10s %s\n", "start", "length", "depth", "kind", "offset");
+    list->begun = true;
+}
+
+/* Laid out as qemu-img does. */
+static int print_entry_json(const struct cairn_map_entry *e, bool first)
+{
+    char line[256], *at = line;
+
+    at = put_number(put_text(at, first ? "{ \"start\": " : ",\n{ \"start\": "), e->start);
+    at = put_number(put_text(at, ", \"length\": "), e->length);
+    at = put_number(put_text(at, ", \"depth\": "), e->depth);
+    at = put_bool(put_text(at, ", \"present\": "), e->present);
+    at = put_bool(put_text(at, ", \"zero\": "), e->zero);
+    at = put_bool(put_text(at, ", \"data\": "), !e->zero);
+    if (e->has_offset)
+        at = put_number(put_text(at, ", \"offset\": "), e->offset);
+    *at++ = '}';
+    return fwrite(line, (size_t)(at - line), 1, stdout) != 1;
+}
+
+static int print_entry_text(const struct cairn_map_entry *e)
+{
+    const char *kind = !e->present ? "hole" : e->zero ? "zero" : "data";
+
+    printf("%#-14" PRIx64 " %#-14" PRIx64 " %-5" PRIu32 " %-10s", e->start, e->length, e->depth,
+           kind);
+    if (e->has_offset)
+        printf(" %#" PRIx64, e->offset);
+    putchar('\n');
+    return ferror(stdout);
+}
+
+static int print_entry(void *ctx, const struct cairn_map_entry *e)
+{
+    struct map_list *list = ctx;
+    bool first = !list->begun;
+
+    if (first)
+        begin_map(list);
+    return list->as_json ? print_entry_json(e, first) : print_entry_text(e);
+}
+
+/* A map that could not be written is no map. */
+static int finish_map(struct map_list *list)
+{
+    if (!list->begun)
+        begin_map(list);
+    if (list->as_json)
+        puts("]");
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return 0;
+    fprintf(stderr, "cairn: cannot write the result\n");
+    return 1;
+}
+
 int cli_image_map(int argc, char **argv)
 {
-    bool as_json = false;
     const char *format = NULL, *snapshot = NULL;
+    struct map_list list = {0};
     const struct cli_option options[] = {
         {"format", "qcow2|raw", &format, NULL, "of FILE (default: by its name, else qcow2)"},
         {"internal", "NAME", &snapshot, NULL, "of this internal snapshot (name or ID)"},
-        {"json", NULL, NULL, &as_json, "print JSON"},
+        {"json", NULL, NULL, &list.as_json, "print JSON"},
         {0},
     };
     const struct cli_spec spec = {.name = "image map",
@@ -267,16 +343,19 @@ int cli_image_map(int argc, char **argv)
                                   .local = true};
     struct cli_common common;
     struct cairn_error err;
-    char *text;
     int ret;
 
     if (!cli_parse(&spec, argc, argv, &common, &ret))
         return ret;
     if (snapshot && format && strcmp(format, "qcow2") != 0)
         return cli_usage(spec.name, "only qcow2 images have internal snapshots");
-    ret = snapshot ? cairn_image_map_internal(common.operands[0], snapshot, &text, &err)
-                   : cairn_image_map(common.operands[0], format, &text, &err);
-    return ret == CAIRN_OK ? print_facts(text, as_json, print_map) : cli_fail(&err);
+    setvbuf(stdout, NULL, _IOFBF, STDOUT_BUFFER);
+    ret = snapshot
+              ? cairn_image_map_internal(common.operands[0], snapshot, print_entry, &list, &err)
+              : cairn_image_map(common.operands[0], format, print_entry, &list, &err);
+    if (ret != CAIRN_OK && !ferror(stdout))
+        return cli_fail(&err);
+    return finish_map(&list);
 }
 
 /* -- bitmap --------------------------------------------------------------------------------- */

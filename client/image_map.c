@@ -21,8 +21,8 @@ static int add_layer(struct local_index *index, const struct local_layer *local,
     return ret == CAIRN_OK ? local_index_add(index, layer, err) : ret;
 }
 
-static int image_map(const char *file, const char *format, const char *snapshot, char **ret_json,
-                     struct cairn_error *err)
+static int image_map(const char *file, const char *format, const char *snapshot, cairn_map_fn entry,
+                     void *ctx, struct cairn_error *err)
 {
     CLEANUP(local_chain_free_p) struct local_chain *chain = NULL;
     CLEANUP(local_index_release) struct local_index map = {0};
@@ -30,16 +30,17 @@ static int image_map(const char *file, const char *format, const char *snapshot,
 
     for (uint32_t i = 0; ret == CAIRN_OK && i < chain->depth; i++)
         ret = add_layer(&map, &chain->layers[i], i + 1 == chain->depth ? snapshot : NULL, err);
-    return ret == CAIRN_OK ? map_to_json(&map, NULL, ret_json, err) : ret;
+    return ret == CAIRN_OK ? map_each(&map, entry, ctx, err) : ret;
 }
 
-int cairn_image_map(const char *file, const char *format, char **ret_json, struct cairn_error *err)
+int cairn_image_map(const char *file, const char *format, cairn_map_fn entry, void *ctx,
+                    struct cairn_error *err)
 {
-    return image_map(file, format, NULL, ret_json, err);
+    return image_map(file, format, NULL, entry, ctx, err);
 }
 
-int cairn_image_map_internal(const char *file, const char *snapshot, char **ret_json,
+int cairn_image_map_internal(const char *file, const char *snapshot, cairn_map_fn entry, void *ctx,
                              struct cairn_error *err)
 {
-    return image_map(file, "qcow2", snapshot, ret_json, err);
+    return image_map(file, "qcow2", snapshot, entry, ctx, err);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Extents become entries of a list; neighbours are one entry where QEMU makes them one.
+ * Extents become entries; neighbours are one entry where QEMU makes them one.  A map may have
+ * millions of them: who has no need of all at once takes them one by one.
  */
 #include "map_json.h"
 
@@ -8,29 +9,14 @@
 
 #define BATCH 256
 
-struct writing {
-    const struct local_index *index;
-    const struct digest *layers;
-    json_t *list;
-    struct extent last; /* not in the list yet, if len is not 0 */
+/* -- Entries -------------------------------------------------------------------------------- */
+
+struct walk {
+    uint32_t depth;
+    cairn_map_fn fn;
+    void *ctx;
+    struct extent last; /* not handed out yet, if len is not 0 */
 };
-
-static json_t *entry(const struct writing *w, const struct extent *e)
-{
-    json_t *json =
-        json_pack("{s:I, s:I, s:I, s:b, s:b, s:b}", "start", (json_int_t)e->guest_off, "length",
-                  (json_int_t)e->len, "depth", (json_int_t)(w->index->l1->depth - 1 - e->layer),
-                  "present", e->kind != EXTENT_HOLE, "zero", (int)extent_reads_zero(e->kind),
-                  "data", (int)!extent_reads_zero(e->kind));
-    char digest[DIGEST_STR_MAX];
-
-    if (json && extent_kind_linear(e->kind))
-        json_object_set_new(json, "offset", json_integer((json_int_t)e->host_off));
-    if (json && w->layers && e->kind != EXTENT_HOLE)
-        json_object_set_new(json, "layer",
-                            json_string(digest_format(&w->layers[e->layer], digest)));
-    return json;
-}
 
 /* QEMU shows a run of compressed clusters as one entry. */
 static bool one_entry(const struct extent *a, const struct extent *b)
@@ -40,14 +26,25 @@ static bool one_entry(const struct extent *a, const struct extent *b)
             a->guest_off + a->len == b->guest_off);
 }
 
-static int end_last(struct writing *w, struct cairn_error *err)
+static int end_last(struct walk *w, struct cairn_error *err)
 {
-    if (w->last.len > 0 && json_array_append_new(w->list, entry(w, &w->last)) != 0)
-        return error_no_memory(err, "JSON");
+    const struct extent *e = &w->last;
+    const struct cairn_map_entry entry = {
+        .start = e->guest_off,
+        .length = e->len,
+        .offset = extent_kind_linear(e->kind) ? e->host_off : 0,
+        .depth = w->depth - 1 - e->layer,
+        .present = e->kind != EXTENT_HOLE,
+        .zero = extent_reads_zero(e->kind),
+        .has_offset = extent_kind_linear(e->kind),
+    };
+
+    if (e->len > 0 && w->fn(w->ctx, &entry) != 0)
+        return error_set(err, CAIRN_E_CANCELLED, "the map was cancelled");
     return CAIRN_OK;
 }
 
-static int add(struct writing *w, const struct extent *e, struct cairn_error *err)
+static int add(struct walk *w, const struct extent *e, struct cairn_error *err)
 {
     int ret;
 
@@ -60,10 +57,11 @@ static int add(struct writing *w, const struct extent *e, struct cairn_error *er
     return ret;
 }
 
-static int add_all(struct writing *w, struct cairn_error *err)
+int map_each(const struct local_index *index, cairn_map_fn fn, void *ctx, struct cairn_error *err)
 {
-    const struct index_slices slices = local_index_slices(w->index);
-    const struct index_l1 *l1 = w->index->l1;
+    const struct index_slices slices = local_index_slices(index);
+    const struct index_l1 *l1 = index->l1;
+    struct walk w = {.depth = l1->depth, .fn = fn, .ctx = ctx};
     struct extent batch[BATCH];
     size_t nr;
 
@@ -71,24 +69,54 @@ static int add_all(struct writing *w, struct cairn_error *err)
         int ret = chain_map(l1, &slices, at, l1->virtual_size - at, batch, BATCH, &nr, err);
 
         for (size_t i = 0; ret == CAIRN_OK && i < nr; i++)
-            ret = add(w, &batch[i], err);
+            ret = add(&w, &batch[i], err);
         if (ret != CAIRN_OK)
             return ret;
         at = batch[nr - 1].guest_off + batch[nr - 1].len;
     }
-    return end_last(w, err);
+    return end_last(&w, err);
+}
+
+/* -- As JSON -------------------------------------------------------------------------------- */
+
+struct writing {
+    uint32_t depth;
+    const struct digest *layers;
+    json_t *list;
+};
+
+static json_t *entry_to_json(const struct writing *w, const struct cairn_map_entry *e)
+{
+    json_t *json = json_pack("{s:I, s:I, s:I, s:b, s:b, s:b}", "start", (json_int_t)e->start,
+                             "length", (json_int_t)e->length, "depth", (json_int_t)e->depth,
+                             "present", (int)e->present, "zero", (int)e->zero, "data", !e->zero);
+    char digest[DIGEST_STR_MAX];
+
+    if (json && e->has_offset)
+        json_object_set_new(json, "offset", json_integer((json_int_t)e->offset));
+    if (json && w->layers && e->present)
+        json_object_set_new(
+            json, "layer", json_string(digest_format(&w->layers[w->depth - 1 - e->depth], digest)));
+    return json;
+}
+
+static int append_json(void *ctx, const struct cairn_map_entry *e)
+{
+    struct writing *w = ctx;
+
+    return json_array_append_new(w->list, entry_to_json(w, e));
 }
 
 int map_to_json(const struct local_index *index, const struct digest *layers, char **ret_json,
                 struct cairn_error *err)
 {
-    struct writing w = {.index = index, .layers = layers, .list = json_array()};
-    int ret = w.list ? add_all(&w, err) : error_no_memory(err, "JSON");
+    struct writing w = {.depth = index->l1->depth, .layers = layers, .list = json_array()};
+    int ret = w.list ? map_each(index, append_json, &w, err) : error_no_memory(err, "JSON");
 
-    if (ret == CAIRN_OK) {
+    if (ret == CAIRN_OK)
         *ret_json = json_dumps(w.list, JSON_COMPACT);
-        ret = *ret_json ? CAIRN_OK : error_no_memory(err, "JSON");
-    }
+    if (ret == CAIRN_E_CANCELLED || (ret == CAIRN_OK && !*ret_json))
+        ret = error_no_memory(err, "JSON");
     json_decref(w.list);
     return ret;
 }

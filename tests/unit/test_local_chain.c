@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -261,10 +262,37 @@ static void test_name_that_does_not_fit_is_refused(void **state)
 
 /* -- Maps ----------------------------------------------------------------------------------- */
 
+struct entries {
+    FILE *file;
+    unsigned nr, stop_at;
+};
+
+static int write_entry(void *ctx, const struct cairn_map_entry *e)
+{
+    struct entries *entries = ctx;
+
+    fprintf(entries->file,
+            "%s{\"start\": %" PRIu64 ", \"length\": %" PRIu64 ", \"depth\": %" PRIu32
+            ", \"present\": %s, \"zero\": %s, \"data\": %s",
+            entries->nr++ ? ", " : "[", e->start, e->length, e->depth,
+            e->present ? "true" : "false", e->zero ? "true" : "false", e->zero ? "false" : "true");
+    if (e->has_offset)
+        fprintf(entries->file, ", \"offset\": %" PRIu64, e->offset);
+    fputs("}", entries->file);
+    return 0;
+}
+
+static int stop_at_entry(void *ctx, const struct cairn_map_entry *e)
+{
+    struct entries *entries = ctx;
+
+    (void)e;
+    return ++entries->nr == entries->stop_at;
+}
+
 static void test_map_is_what_qemu_says(void **state)
 {
-    char *json;
-    FILE *file;
+    struct entries entries = {0};
     struct cairn_error err;
 
     (void)state;
@@ -275,15 +303,27 @@ static void test_map_is_what_qemu_says(void **state)
           "qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2 40M; "
           "qemu-io -c 'write 128k 64k' -c 'write 39M 1M' top.qcow2; "
           "qemu-img map --output=json top.qcow2 > expected.json");
-    if (cairn_image_map(in_folder("top.qcow2"), NULL, &json, &err) != CAIRN_OK)
+    entries.file = fopen(in_folder("found.json"), "w");
+    assert_non_null(entries.file);
+    if (cairn_image_map(in_folder("top.qcow2"), NULL, write_entry, &entries, &err) != CAIRN_OK)
         fail_msg("%s", err.message);
-    file = fopen(in_folder("found.json"), "w");
-    assert_non_null(file);
-    fputs(json, file);
-    fclose(file);
-    free(json);
+    fputs("]", entries.file);
+    fclose(entries.file);
     shell("python3 -c \"import json; assert json.load(open('expected.json')) == "
           "json.load(open('found.json'))\"");
+}
+
+static void test_a_map_can_be_stopped(void **state)
+{
+    struct entries entries = {.stop_at = 2};
+    struct cairn_error err;
+
+    (void)state;
+    shell("qemu-img create -q -f qcow2 -o cluster_size=4k top.qcow2 40M; "
+          "qemu-io -c 'write 0 1M' -c 'write 33M 2M' top.qcow2");
+    assert_int_equal(cairn_image_map(in_folder("top.qcow2"), NULL, stop_at_entry, &entries, &err),
+                     CAIRN_E_CANCELLED);
+    assert_int_equal(entries.nr, 2);
 }
 
 #define test(fn) cmocka_unit_test_setup_teardown(fn, make_folder, remove_folder)
@@ -305,6 +345,7 @@ int main(void)
         test(test_bitmaps_survive_relinking),
         test(test_name_that_does_not_fit_is_refused),
         test(test_map_is_what_qemu_says),
+        test(test_a_map_can_be_stopped),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
