@@ -38,6 +38,8 @@
 #define KIB        UINT64_C(1024)
 #define WINDOW     (512 * KIB) /* the work is done in two windows, below two L2 tables */
 #define NR_SECTORS (2 * WINDOW / SECTOR)
+#define SIZE_AT    NR_SECTORS /* behind the sectors: which of the sizes the disk may have */
+#define BENEATH    62         /* the value of what lies beneath; the layer's own are smaller */
 #define FAILED     1
 #define CRASHES    3 /* one after the other, where crashes go on */
 
@@ -46,9 +48,9 @@ static const struct digest parent_id = {{0xfa, 0x17}};
 /* What parent and child see both. */
 struct shared {
     struct fault_plan plan;
-    uint64_t now[NR_SECTORS];   /* what a read may return */
-    uint64_t later[NR_SECTORS]; /* what may be there after a crash */
-    uint32_t version;           /* the last value given */
+    uint64_t now[NR_SECTORS + 1];   /* what a read may return */
+    uint64_t later[NR_SECTORS + 1]; /* what may be there after a crash */
+    uint32_t version;               /* the last value given */
     bool created;
     char said[1024]; /* by a child that failed */
 };
@@ -59,7 +61,8 @@ struct scenario {
     void (*prepare)(void);         /* the file before; NULL: there is none */
     void (*work)(struct active *); /* NULL: see other_work */
     void (*other_work)(void);
-    void (*mend)(void); /* makes IMAGE an active layer without errors again */
+    enum fault_point again; /* swept here, too, whatever scenario has met it */
+    void (*mend)(void);     /* makes IMAGE an active layer without errors again */
     /* what prepare makes */
     uint8_t *bytes;
     size_t len;
@@ -90,9 +93,18 @@ static uint64_t window_off(unsigned nr)
     return nr * (UINT64_C(1) << (2 * scenario->cluster_bits - 4));
 }
 
-static uint64_t disk_size(void)
+enum size { WITH_BOTH, WITHOUT_WINDOW_1, OF_TWO_L1_CLUSTERS, NR_SIZES };
+
+static uint64_t disk_size(enum size size)
 {
-    return window_off(1) + WINDOW;
+    const uint64_t sizes[NR_SIZES] = {
+        [WITH_BOTH] = window_off(1) + WINDOW,
+        [WITHOUT_WINDOW_1] = WINDOW + 5 * SECTOR,
+        [OF_TWO_L1_CLUSTERS] =
+            window_off(1) * ((UINT64_C(1) << scenario->cluster_bits) / QCOW2_L1E_SIZE + 1),
+    };
+
+    return sizes[size];
 }
 
 static size_t sector_index(unsigned window, uint64_t off)
@@ -104,6 +116,28 @@ static void fill(uint8_t *to, size_t sector, uint32_t version)
 {
     for (size_t i = 0; i < SECTOR / 8; i++)
         bytes_put_be64(to + 8 * i, version ? (uint64_t)version << 32 | sector << 8 | i : 0);
+}
+
+/* What lies beneath. */
+static int read_beneath(void *ctx, void *buf, size_t len, uint64_t guest_off, struct cairn_error *e)
+{
+    uint8_t *to = buf;
+
+    (void)ctx, (void)e;
+    memset(buf, 0, len);
+    for (size_t done = 0; done < len;) {
+        uint64_t off = guest_off + done;
+        uint64_t in_window = off % window_off(1);
+        size_t nr = (size_t)min_u64(len - done, SECTOR - off % SECTOR);
+        uint8_t sector[SECTOR];
+
+        if (off < disk_size(WITH_BOTH) && in_window < WINDOW) {
+            fill(sector, sector_index(off >= window_off(1), in_window), BENEATH);
+            memcpy(to + done, sector + off % SECTOR, nr);
+        }
+        done += nr;
+    }
+    return CAIRN_OK;
 }
 
 static void may_become(size_t first, size_t nr, uint32_t version)
@@ -146,6 +180,19 @@ static void compare_window(const uint8_t *bytes, unsigned window, const uint64_t
     }
 }
 
+static enum size size_of(const struct active *a)
+{
+    for (enum size size = 0; size < NR_SIZES; size++)
+        if (disk_size(size) == active_virtual_size(a))
+            return size;
+    complain("the size is %" PRIu64, active_virtual_size(a));
+}
+
+static unsigned nr_windows(const struct active *a)
+{
+    return size_of(a) == WITHOUT_WINDOW_1 ? 1 : 2;
+}
+
 /* Read everything, without faults. */
 static void look(struct active *a, const char *when)
 {
@@ -153,7 +200,9 @@ static void look(struct active *a, const char *when)
     bool off = shared->plan.off;
 
     shared->plan.off = true;
-    for (unsigned window = 0; window < 2; window++) {
+    if (!(shared->now[SIZE_AT] >> size_of(a) & 1))
+        complain("%s: the size is %" PRIu64, when, active_virtual_size(a));
+    for (unsigned window = 0; window < nr_windows(a); window++) {
         if (active_pread(a, bytes, WINDOW, window_off(window), &err))
             complain("%s: reading fails: %s", when, err.message);
         compare_window(bytes, window, shared->now, when);
@@ -210,7 +259,7 @@ static void put(struct active *a, unsigned window, uint64_t off, uint64_t len)
     uint32_t version = ++shared->version;
     bool ok;
 
-    if (version > 63)
+    if (version >= BENEATH)
         complain("too many versions for the oracle");
     for (size_t i = 0; i < nr; i++)
         fill(bytes + i * SECTOR, first + i, version);
@@ -273,9 +322,29 @@ static void read_all(struct active *a)
 {
     static uint8_t bytes[WINDOW];
 
-    for (unsigned window = 0; window < 2; window++)
+    for (unsigned window = 0; window < nr_windows(a); window++)
         if (succeeded("read", active_pread(a, bytes, WINDOW, window_off(window), &err)))
             compare_window(bytes, window, shared->now, "read");
+}
+
+/* What is cut off is gone, and is zeros when the disk gets there again. */
+static void resize(struct active *a, enum size size)
+{
+    size_t window_1 = sector_index(1, 0), nr = (size_t)(WINDOW / SECTOR);
+    bool ok;
+
+    may_become(SIZE_AT, 1, size);
+    if (size == WITHOUT_WINDOW_1)
+        may_become(window_1, nr, 0);
+    ok = succeeded("resize", active_resize(a, disk_size(size), disk_size(WITH_BOTH), &err));
+    if (ok && size_of(a) != size)
+        complain("resize: the size is %" PRIu64, active_virtual_size(a));
+    has_become(SIZE_AT, 1, size_of(a));
+    if (size_of(a) == WITHOUT_WINDOW_1)
+        has_become(window_1, nr, 0);
+    if (ok)
+        is_durable();
+    changed(a, "resize", ok);
 }
 
 static void set_parent(struct active *a)
@@ -313,17 +382,21 @@ static void close_layer(struct active *a)
 static struct active *open_layer(void)
 {
     struct active_options options = {
-        .virtual_size = disk_size(),
+        .virtual_size = disk_size(WITH_BOTH),
         .cluster_bits = scenario->cluster_bits,
         .parent_pending = true,
+        .backing = {.pread = read_beneath},
     };
     struct active *a = NULL;
 
     shared->plan.sync_failed = false; /* that was another handle's */
     if (access(IMAGE, F_OK) == 0)
         return succeeded("open", active_open(IMAGE, &options, &a, &err)) ? a : NULL;
-    if (!succeeded("create", active_create(IMAGE, &options, &a, &err)))
+    if (!succeeded("create", active_create(IMAGE, &options, &a, &err))) {
+        if (access(IMAGE, F_OK) == 0)
+            complain("create fails, and leaves the file: %s", err.message);
         return NULL;
+    }
     shared->created = true;
     return a;
 }
@@ -375,14 +448,34 @@ static void outgrow(struct active *a)
     close_layer(a);
 }
 
-/* An L2 table that nothing was put into. */
+/* An L2 table that nothing is put into, in a host cluster with other bytes. */
 static void empty_table(struct active *a)
 {
-    put(a, 0, 0, LARGE);
+    put(a, 0, 0, 2 * LARGE);
+    flush(a);
+    shared->plan.obstacle = FAULT_PUNCH;
+    discard(a, 0, LARGE, LARGE);
     flush(a);
     put_in_vain(a, FAULT_L2_PLACE);
     flush(a);
     put(a, 1, LARGE, SECTOR);
+    close_layer(a);
+}
+
+static void other_sizes(struct active *a)
+{
+    resize(a, WITH_BOTH); /* where a crash has left another */
+    put(a, 0, WINDOW - LARGE, LARGE);
+    put(a, 1, 0, LARGE + SECTOR);
+    resize(a, WITHOUT_WINDOW_1);
+    put(a, 0, SECTOR, SECTOR);
+    resize(a, WITH_BOTH);
+    read_all(a);
+    if (size_of(a) == WITH_BOTH)
+        put(a, 1, LARGE, SECTOR);
+    resize(a, OF_TWO_L1_CLUSTERS);
+    put(a, 0, LARGE, LARGE);
+    resize(a, WITH_BOTH);
     close_layer(a);
 }
 
@@ -534,7 +627,8 @@ static void seal_again(void)
 
 static struct scenario scenarios[] = {
     {.name = "the life of a layer", .cluster_bits = 16, .work = life},
-    {.name = "an empty L2 table", .cluster_bits = 16, .work = empty_table},
+    {.name = "an empty L2 table", .cluster_bits = 16, .work = empty_table, .again = FAULT_L2_TABLE},
+    {.name = "other sizes", .cluster_bits = 16, .work = other_sizes},
     {.name = "a new refcount block",
      .cluster_bits = 14,
      .work = outgrow,
@@ -607,17 +701,23 @@ static void expect_no_errors(const char *when)
 static void ask_qemu(void)
 {
     static uint8_t bytes[WINDOW];
+    static uint64_t may[NR_SECTORS];
     int fd;
 
     if (system("{ qemu-img check " AS_QCOW2 " || test $? = 3; } >qemu.log 2>&1") != 0)
         complain("qemu-img check does not pass");
     if (system("qemu-img convert -O raw " AS_QCOW2 " swept.raw >qemu.log 2>&1") != 0)
         complain("qemu-img convert fails");
+    for (size_t i = 0; i < NR_SECTORS; i++) /* zeros where it falls through */
+        may[i] = shared->later[i] | shared->later[i] >> BENEATH;
     fd = open("swept.raw", O_RDONLY | O_CLOEXEC);
     for (unsigned window = 0; window < 2; window++) {
-        if (pread(fd, bytes, WINDOW, (off_t)window_off(window)) != (ssize_t)WINDOW)
+        if (pread(fd, bytes, WINDOW, (off_t)window_off(window)) != (ssize_t)WINDOW) {
+            if (window == 1 && shared->later[SIZE_AT] >> WITHOUT_WINDOW_1 & 1)
+                break;
             complain("qemu-img convert has not written everything");
-        compare_window(bytes, window, shared->later, "as QEMU reads it");
+        }
+        compare_window(bytes, window, may, "as QEMU reads it");
     }
     close(fd);
     unlink("swept.raw");
@@ -648,6 +748,7 @@ static void verify(void)
     }
     a = open_layer();
     look(a, "afterwards");
+    resize(a, WITH_BOTH);
     put(a, 0, 4 * KIB, WINDOW / 4);
     flush(a);
     discard(a, 0, 64 * KIB, 64 * KIB);
@@ -764,7 +865,7 @@ static void sweep_scenario(struct sweep *sweep)
     in_child(work, plan_hook());
     memcpy(met, shared->plan.met, sizeof(met));
     for (enum fault_point point = FAULT_NONE + 1; point < FAULT_POINTS_END; point++) {
-        if (met[point] == 0 || (sweep->done[point] && !sweep->full))
+        if (met[point] == 0 || (sweep->done[point] && scenario->again != point && !sweep->full))
             continue;
         sweep->nr_points += !sweep->done[point];
         sweep->done[point] = true;
@@ -779,7 +880,8 @@ static void prepare(void)
     unlink(IMAGE);
     memset(shared, 0, sizeof(*shared));
     for (size_t i = 0; i < NR_SECTORS; i++)
-        shared->now[i] = shared->later[i] = 1;
+        shared->now[i] = shared->later[i] = UINT64_C(1) << BENEATH;
+    shared->now[SIZE_AT] = shared->later[SIZE_AT] = 1U << WITH_BOTH;
     if (scenario->prepare) {
         if (in_child(scenario->prepare, NULL))
             fail_msg("%s: %s", scenario->name, shared->said);
