@@ -81,6 +81,9 @@ bool cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_co
 
 /* -- Doing ---------------------------------------------------------------------------------------
  */
+/* "20G", "512M", "1.5T", "65536", with an optional "iB" or "B"; multiples of 1024. */
+bool cli_parse_size(const char *text, uint64_t *ret_bytes);
+
 
 /*
  * The service as the options name it, with a progress bar on stderr if that is a terminal and not
