@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "bytes.h"
+#include "qcow2_scan.h"
 
 /* -- List of tables ---------------------------------------------------------------------------- */
 
@@ -73,7 +74,7 @@ int l2_list_add(struct l2_list *list, uint64_t host_off, uint64_t nr, uint64_t l
 /* A table that is walked. */
 struct l2_walk {
     const struct l2_ref *ref;
-    const uint8_t *bytes, *end;
+    const uint8_t *bytes;
     bool active;
     uint64_t next_off; /* where the host cluster behind the last one begins; 0: there was none */
 };
@@ -206,43 +207,6 @@ static uint64_t entry_guest_off(const struct qcow2_check *c, const struct l2_ref
     return (ref->l1_index << l2_bits | i) << c->hdr.cluster_bits;
 }
 
-static size_t entry_size(const struct qcow2_check *c)
-{
-    return qcow2_has_extl2(&c->hdr) ? QCOW2_L2E_SIZE_EXTL2 : QCOW2_L2E_SIZE;
-}
-
-static uint64_t bitmap_at(const struct qcow2_check *c, const uint8_t *at)
-{
-    return qcow2_has_extl2(&c->hdr) ? bytes_get_be64(at + QCOW2_L2E_SIZE) : 0;
-}
-
-/* Nothing to say about an entry but that it names a host cluster inside the file. */
-static bool is_plain(const struct qcow2_check *c, uint64_t entry, uint64_t bitmap)
-{
-    uint64_t host_off = entry & QCOW2_OFFSET_MASK;
-
-    return (entry & ~(QCOW2_OFLAG_COPIED | QCOW2_OFFSET_MASK)) == 0 &&
-           (bitmap >> 32 & bitmap) == 0 && host_off != 0 && is_aligned(host_off, c->cluster_size) &&
-           range_in(host_off, c->cluster_size, c->src->size);
-}
-
-/* Entries from at on that are plain and name host clusters one after the other. */
-static uint64_t plain_run(const struct qcow2_check *c, const struct l2_walk *walk,
-                          const uint8_t *at)
-{
-    uint64_t entry = bytes_get_be64(at), nr = 0;
-    size_t step = entry_size(c);
-
-    if (c->data_file)
-        return 0;
-    while (at < walk->end && bytes_get_be64(at) == entry && is_plain(c, entry, bitmap_at(c, at))) {
-        nr++;
-        at += step;
-        entry += c->cluster_size;
-    }
-    return nr;
-}
-
 static int refer_run(struct qcow2_check *c, struct l2_walk *walk, uint64_t entry, uint64_t nr,
                      uint64_t guest_off, struct cairn_error *err)
 {
@@ -257,7 +221,7 @@ static int refer_at(struct qcow2_check *c, struct l2_walk *walk, const uint8_t *
 {
     const struct l2_entry e = {
         .entry = bytes_get_be64(at),
-        .bitmap = bitmap_at(c, at),
+        .bitmap = qcow2_has_extl2(&c->hdr) ? bytes_get_be64(at + QCOW2_L2E_SIZE) : 0,
         .nr = walk->ref->nr,
         .guest_off = guest_off,
         .active = walk->active,
@@ -268,19 +232,20 @@ static int refer_at(struct qcow2_check *c, struct l2_walk *walk, const uint8_t *
 
 static int refer_table(struct qcow2_check *c, struct l2_walk *walk, struct cairn_error *err)
 {
-    size_t step = entry_size(c);
+    uint64_t nr = UINT64_C(1) << qcow2_l2_bits(&c->hdr);
+    size_t step = qcow2_l2_entry_size(&c->hdr);
     int r = CAIRN_OK;
 
-    for (uint64_t i = 0; walk->bytes + i * step < walk->end && r == CAIRN_OK;) {
+    for (uint64_t i = 0; i < nr && r == CAIRN_OK;) {
         const uint8_t *at = walk->bytes + i * step;
         uint64_t guest_off = entry_guest_off(c, walk->ref, i, walk->active);
-        uint64_t nr = plain_run(c, walk, at);
+        uint64_t run = c->data_file ? 0 : qcow2_data_run(&c->hdr, c->src->size, at, nr - i);
 
-        if (nr > 0)
-            r = refer_run(c, walk, bytes_get_be64(at), nr, guest_off, err);
+        if (run > 0)
+            r = refer_run(c, walk, bytes_get_be64(at), run, guest_off, err);
         else
             r = refer_at(c, walk, at, guest_off, err);
-        i += max_u64(nr, 1);
+        i += max_u64(run, 1);
     }
     return r;
 }
@@ -293,7 +258,7 @@ int check_l2_tables(struct qcow2_check *c, const struct l2_list *list, bool acti
 
     for (size_t i = 0; i < list->nr && r == CAIRN_OK; i++) {
         const struct l2_ref *ref = &list->refs[i];
-        struct l2_walk walk = {ref, table, table + c->cluster_size, active, 0};
+        struct l2_walk walk = {ref, table, active, 0};
 
         r = source_pread_padded(c->src, table, c->cluster_size, ref->host_off, err);
         if (r == CAIRN_OK)
@@ -327,10 +292,10 @@ static int copied_l2_table(struct qcow2_check *c, const struct l2_ref *ref, cons
 {
     int r = CAIRN_OK;
 
-    for (uint64_t i = 0; i < c->cluster_size / entry_size(c) && r == CAIRN_OK; i++) {
+    for (uint64_t i = 0; i < UINT64_C(1) << qcow2_l2_bits(&c->hdr) && r == CAIRN_OK; i++) {
         struct wrong_copied w = {
-            .host_off = ref->host_off + i * entry_size(c),
-            .entry = bytes_get_be64(table + i * entry_size(c)),
+            .host_off = ref->host_off + i * qcow2_l2_entry_size(&c->hdr),
+            .entry = bytes_get_be64(table + i * qcow2_l2_entry_size(&c->hdr)),
             .nr = ref->nr,
             .guest_off = entry_guest_off(c, ref, i, true),
         };

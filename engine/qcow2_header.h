@@ -67,6 +67,11 @@ static inline bool qcow2_has_extl2(const struct qcow2_header *hdr)
     return hdr->incompatible_features & QCOW2_INCOMPAT_EXTL2;
 }
 
+static inline size_t qcow2_l2_entry_size(const struct qcow2_header *hdr)
+{
+    return qcow2_has_extl2(hdr) ? QCOW2_L2E_SIZE_EXTL2 : QCOW2_L2E_SIZE;
+}
+
 /* L2 entries in one table, as a power of two. */
 static inline unsigned qcow2_l2_bits(const struct qcow2_header *hdr)
 {

@@ -277,6 +277,31 @@ static int at_entry(const struct scan *s, uint64_t guest_off, int r, struct cair
                         cluster & ((UINT64_C(1) << s->l2_bits) - 1), guest_off);
 }
 
+static bool is_data(const struct qcow2_header *hdr, uint64_t file_size, uint64_t entry)
+{
+    uint64_t host_off = entry & QCOW2_OFFSET_MASK;
+
+    return host_off != 0 && (entry & ~(QCOW2_OFLAG_COPIED | QCOW2_OFFSET_MASK)) == 0 &&
+           is_aligned(host_off, qcow2_cluster_size(hdr)) &&
+           range_in(host_off, qcow2_cluster_size(hdr), file_size);
+}
+
+uint64_t qcow2_data_run(const struct qcow2_header *hdr, uint64_t file_size, const uint8_t *at,
+                        uint64_t max)
+{
+    uint64_t entry = bytes_get_be64(at), nr = 0;
+    size_t step = qcow2_l2_entry_size(hdr);
+    bool extl2 = qcow2_has_extl2(hdr);
+
+    while (nr < max && bytes_get_be64(at) == entry && is_data(hdr, file_size, entry) &&
+           (!extl2 || bytes_get_be64(at + QCOW2_L2E_SIZE) == QCOW2_SUB_ALLOC_ALL)) {
+        nr++;
+        at += step;
+        entry += qcow2_cluster_size(hdr);
+    }
+    return nr;
+}
+
 /* -- Extents ----------------------------------------------------------------------------------- */
 
 /* An L2 table that [host_off, host_off + len) touches; 0: none. */
@@ -393,30 +418,45 @@ static int put_cluster(struct scan *s, const struct cluster *c, uint64_t guest_o
     return put_subclusters(s, c, guest_off, err);
 }
 
+static int scan_entry(struct scan *s, const uint8_t *at, uint64_t guest_off,
+                      struct cairn_error *err)
+{
+    uint64_t entry = bytes_get_be64(at);
+    uint64_t bitmap = qcow2_has_extl2(s->hdr) ? bytes_get_be64(at + QCOW2_L2E_SIZE) : 0;
+    struct cluster c;
+    int r;
+
+    if (entry == 0 && bitmap == 0)
+        return CAIRN_OK;
+    r = decode_entry(s, entry, bitmap, &c, err);
+    if (r != CAIRN_OK)
+        return at_entry(s, guest_off, r, err);
+    return put_cluster(s, &c, guest_off, err);
+}
+
 static int scan_table(struct scan *s, const uint8_t *table, uint64_t guest_off,
                       struct cairn_error *err)
 {
-    bool extl2 = qcow2_has_extl2(s->hdr);
-    size_t entry_size = extl2 ? QCOW2_L2E_SIZE_EXTL2 : QCOW2_L2E_SIZE;
+    size_t step = qcow2_l2_entry_size(s->hdr);
     uint64_t nr = min_u64(UINT64_C(1) << s->l2_bits,
                           div_round_up(s->virtual_size - guest_off, s->cluster_size));
+    int r = CAIRN_OK;
 
-    for (uint64_t i = 0; i < nr; i++, table += entry_size, guest_off += s->cluster_size) {
-        uint64_t entry = bytes_get_be64(table);
-        uint64_t bitmap = extl2 ? bytes_get_be64(table + QCOW2_L2E_SIZE) : 0;
-        struct cluster c;
-        int r;
+    for (uint64_t i = 0; i < nr && r == CAIRN_OK;) {
+        const uint8_t *at = table + i * step;
+        uint64_t run = qcow2_data_run(s->hdr, s->src->size, at, nr - i);
+        struct extent e = {.guest_off = guest_off + i * s->cluster_size,
+                           .len = run * s->cluster_size,
+                           .host_off = bytes_get_be64(at) & QCOW2_OFFSET_MASK,
+                           .kind = EXTENT_DATA};
 
-        if (entry == 0 && bitmap == 0)
-            continue;
-        r = decode_entry(s, entry, bitmap, &c, err);
-        if (r != CAIRN_OK)
-            return at_entry(s, guest_off, r, err);
-        r = put_cluster(s, &c, guest_off, err);
-        if (r != CAIRN_OK)
-            return r;
+        if (run > 0)
+            r = put_extent(s, &e, err);
+        else
+            r = scan_entry(s, at, e.guest_off, err);
+        i += max_u64(run, 1);
     }
-    return CAIRN_OK;
+    return r;
 }
 
 /* -- The disks of an image --------------------------------------------------------------------- */

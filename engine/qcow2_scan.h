@@ -25,4 +25,12 @@ int qcow2_state_snapshot(const struct source *src, const struct qcow2_header *hd
 int qcow2_scan(struct source *src, const struct qcow2_header *hdr, const struct qcow2_state *state,
                layer_extent_fn fn, void *arg, struct cairn_error *err);
 
+/*
+ * How many L2 entries from at on, at most max, name whole host clusters of the file, one after the
+ * other, and nothing but data: nearly all entries of an image that was written in order.  What ends
+ * the run is anything else, right or wrong.
+ */
+uint64_t qcow2_data_run(const struct qcow2_header *hdr, uint64_t file_size, const uint8_t *at,
+                        uint64_t max);
+
 #endif
