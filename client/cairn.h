@@ -281,6 +281,22 @@ CAIRN_API int cairn_folder_info(struct cairn_client *client, const char *folder,
  */
 CAIRN_API int cairn_image_create(const char *file, uint64_t virtual_size, const char *backing,
                                  const char *backing_format, struct cairn_error *err);
+enum cairn_resize {
+    CAIRN_RESIZE_TO = 0, /* to size bytes */
+    CAIRN_RESIZE_ADD = 1,
+    CAIRN_RESIZE_SUBTRACT = 2,
+};
+/*
+ * Change the virtual size of a qcow2 file, to size bytes or by them, rounded up to sectors.  What
+ * is added reads as zeros, also over a backing file that is longer.  A smaller size is
+ * CAIRN_E_USAGE unless may_shrink: what lies past it is lost.  Durable, and a power cut leaves the
+ * old or the new size; after an error, too, it is one of them.  Of the shape that
+ * cairn_image_create makes, else CAIRN_E_UNSUPPORTED; also the active.qcow2 of a disk folder, whose
+ * disk then has the new size. CAIRN_E_CONFLICT if the file is in use.  *ret_size (may be NULL): the
+ * new size.
+ */
+CAIRN_API int cairn_image_resize(const char *file, enum cairn_resize how, uint64_t size,
+                                 bool may_shrink, uint64_t *ret_size, struct cairn_error *err);
 /* JSON: format, header fields, features, snapshots, bitmaps, extensions. */
 CAIRN_API int cairn_image_info(const char *file, const char *format, char **ret_json,
                                struct cairn_error *err);

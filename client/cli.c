@@ -27,6 +27,7 @@ static const struct cli_command commands[] = {
     {"image create", "FILE [SIZE]", "make a local qcow2 image", cli_image_create},
     {"image info", "FILE", "describe a local image", cli_image_info},
     {"image check", "FILE", "check a local qcow2 image, and repair it", cli_image_check},
+    {"image resize", "FILE SIZE", "change the size of a local qcow2 image", cli_image_resize},
     {"image map", "FILE", "show what a local image and its backing chain hold", cli_image_map},
     {"image bitmap", "FILE NAME", "print the dirty ranges of a bitmap in a local image",
      cli_image_bitmap},

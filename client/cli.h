@@ -38,6 +38,7 @@ int cli_rm(int argc, char **argv);
 int cli_image_create(int argc, char **argv);
 int cli_image_info(int argc, char **argv);
 int cli_image_check(int argc, char **argv);
+int cli_image_resize(int argc, char **argv);
 int cli_image_map(int argc, char **argv);
 int cli_image_bitmap(int argc, char **argv);
 int cli_image_seal(int argc, char **argv);
@@ -74,16 +75,17 @@ struct cli_common {
 
 /*
  * Parse; true: go on.  False: *ret_exit is the exit code to return, and help or a message has been
- * printed.  Options may stand before and after operands; `--` ends them.
+ * printed.  Options may stand before and after operands; `--` ends them.  A dash and a digit is an
+ * operand, a number.
  */
 bool cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_common *ret_common,
                int *ret_exit);
 
-/* -- Doing ---------------------------------------------------------------------------------------
- */
 /* "20G", "512M", "1.5T", "65536", with an optional "iB" or "B"; multiples of 1024. */
 bool cli_parse_size(const char *text, uint64_t *ret_bytes);
 
+/* -- Doing ---------------------------------------------------------------------------------------
+ */
 
 /*
  * The service as the options name it, with a progress bar on stderr if that is a terminal and not

@@ -125,7 +125,9 @@ bool cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_co
     share_options(&p);
     *ret_exit = 0;
     for (int i = 1; i < argc && *ret_exit == 0; i++) {
-        if (options_end || argv[i][0] != '-' || argv[i][1] == 0)
+        bool number = argv[i][0] && argv[i][1] >= '0' && argv[i][1] <= '9';
+
+        if (options_end || argv[i][0] != '-' || argv[i][1] == 0 || number)
             ret_common->operands[ret_common->nr_operands++] = argv[i];
         else if (strcmp(argv[i], "--") == 0)
             options_end = true;

@@ -12,6 +12,8 @@
 #include "checked.h"
 #include "control.h"
 #include "disk_recover.h"
+#include "json_memory.h"
+#include "local_chain.h"
 #include "sealing.h"
 
 #define EXTENTS_AT_ONCE 64
@@ -188,17 +190,6 @@ static int check_ref(const char *folder, const struct disk_state *state, const c
                      folder, state->made_from, state->ref, text);
 }
 
-static int check_level(const struct cairn_disk *disk, const char *name, struct cairn_error *err)
-{
-    uint64_t size = active_virtual_size(disk_level_active(disk->top));
-
-    if (size == disk->virtual_size)
-        return CAIRN_OK;
-    return error_set(err, CAIRN_E_CORRUPT,
-                     "%s: its virtual size is %" PRIu64 ", disk.json says %" PRIu64, name, size,
-                     disk->virtual_size);
-}
-
 /* The lowest local layer stands on the remote chain; layers above were pending or checked when
  * their parent was recorded. */
 static int check_parent(const struct cairn_disk *disk, const char *name, struct cairn_error *err)
@@ -219,8 +210,6 @@ static int open_level(struct cairn_disk *disk, const char *name, bool lowest,
     const struct active_options options = {.read_only = disk->read_only};
     int ret = push_level(disk, active_open, name, &options, err);
 
-    if (ret == CAIRN_OK)
-        ret = check_level(disk, name, err);
     if (ret == CAIRN_OK && lowest)
         ret = check_parent(disk, name, err);
     return ret;
@@ -253,6 +242,11 @@ static int open_pinned(struct cairn_disk *disk, const struct disk_state *state,
                         "disk.json: field \"chainId\" is %s, that of its manifest is %s",
                         digest_format(&state->chain_id, expected),
                         digest_format(remote_disk_chain_id(disk->remote), got));
+    if (ret == CAIRN_OK && remote_disk_size(disk->remote) != state->virtual_size)
+        ret =
+            error_set(err, CAIRN_E_CORRUPT,
+                      "disk.json: field \"virtualSize\" is %" PRIu64 ", that of its chain %" PRIu64,
+                      state->virtual_size, remote_disk_size(disk->remote));
     return ret;
 }
 
@@ -261,7 +255,6 @@ static int resume_folder(struct cairn_disk *disk, const struct disk_state *state
 {
     int ret = open_pinned(disk, state, err);
 
-    disk->virtual_size = state->virtual_size;
     if (ret == CAIRN_OK && !disk->read_only && disk_folder_is_marked(disk->folder))
         ret = disk_recover(disk, err);
     for (uint32_t i = 0; ret == CAIRN_OK && i < state->nr_sealed; i++)
@@ -305,7 +298,7 @@ static int open_folder(struct cairn_client *client, const char *folder, const ch
     if (ret != CAIRN_OK)
         return ret;
     disk->state = *disk_folder_state(disk->folder);
-    disk->virtual_size = disk->state.virtual_size;
+    disk->virtual_size = disk_level_size(disk->top);
     *ret_disk = steal_ptr(disk);
     return CAIRN_OK;
 }
@@ -511,7 +504,7 @@ static json_t *repair_facts(const struct disk_repair *repair)
 }
 
 /* What disk.json says, as JSON that users see; NULL: out of memory. */
-static json_t *state_facts(const struct disk_state *state)
+static json_t *state_facts(const struct disk_state *state, uint64_t virtual_size)
 {
     char manifest[DIGEST_STR_MAX], chain_id[DIGEST_STR_MAX], name[DISK_SEALED_NAME_MAX];
     json_t *layers = json_array();
@@ -523,7 +516,7 @@ static json_t *state_facts(const struct disk_state *state)
                      "ref", state->ref, "repository", state->repo, "manifest",
                      digest_format(&state->manifest, manifest), "chainId",
                      digest_format(&state->chain_id, chain_id), "virtualSize",
-                     (json_int_t)state->virtual_size, "layers", layers, "lastRepair",
+                     (json_int_t)virtual_size, "layers", layers, "lastRepair",
                      state->last_repair.time ? repair_facts(&state->last_repair) : NULL);
 }
 
@@ -571,13 +564,10 @@ static json_t *active_facts(struct active *active)
 
 static int dump_facts(json_t *facts, char **ret_json, struct cairn_error *err)
 {
-    char *text = facts ? json_dumps(facts, JSON_COMPACT) : NULL;
+    int ret = json_memory_dump(facts, JSON_COMPACT, ret_json, err);
 
     json_decref(facts);
-    if (!text)
-        return error_no_memory(err, "the facts of a disk");
-    *ret_json = text;
-    return CAIRN_OK;
+    return ret;
 }
 
 int cairn_disk_info(struct cairn_disk *disk, char **ret_json, struct cairn_error *err)
@@ -587,12 +577,13 @@ int cairn_disk_info(struct cairn_disk *disk, char **ret_json, struct cairn_error
     struct disk_state state;
     json_t *facts;
 
+    json_memory_begin();
     pthread_mutex_lock(&disk->lock);
     top = disk_level_ref(disk->top);
     remote = remote_disk_ref(disk->remote);
     state = disk->state;
     pthread_mutex_unlock(&disk->lock);
-    facts = disk->folder ? state_facts(&state) : ref_facts(remote);
+    facts = disk->folder ? state_facts(&state, disk->virtual_size) : ref_facts(remote);
     json_object_set_new(facts, "running", json_true());
     json_object_set_new(facts, "readOnly", json_boolean(disk->read_only));
     json_object_set_new(facts, "remote", remote_facts(remote));
@@ -657,6 +648,20 @@ int cairn_folder_snapshot(struct cairn_client *client, const char *folder, const
     return cairn_folder_snapshot_with(client, folder, ref, NULL, ret_ref, NULL, err);
 }
 
+/* The size of a disk that is not running: its active layer's.  A crash may have left that under
+ * another name; then it is that of the chain below. */
+static uint64_t stopped_size(const char *folder, const struct disk_state *state)
+{
+    CLEANUP_FREE char *path = NULL;
+    uint64_t size;
+
+    if (asprintf(&path, "%s/" DISK_FOLDER_ACTIVE, folder) < 0)
+        path = NULL;
+    if (!path || local_qcow2_size(path, &size, NULL) != CAIRN_OK)
+        return state->virtual_size;
+    return size;
+}
+
 int cairn_folder_info(struct cairn_client *client, const char *folder, char **ret_json,
                       struct cairn_error *err)
 {
@@ -670,7 +675,7 @@ int cairn_folder_info(struct cairn_client *client, const char *folder, char **re
     ret = disk_folder_read_state(folder, &state, &marked, err);
     if (ret != CAIRN_OK)
         return ret;
-    facts = state_facts(&state);
+    facts = state_facts(&state, stopped_size(folder, &state));
     json_object_set_new(facts, "running", json_false());
     json_object_set_new(facts, "readOnly", json_false());
     json_object_set_new(facts, "closedCleanly", json_boolean(!marked));

@@ -28,7 +28,7 @@ struct disk_sealed {
 struct cairn_disk {
     struct cairn_client *client;
     struct disk_folder *folder; /* NULL: a ref, read-only.  Changed under snapshot_lock */
-    uint64_t virtual_size;
+    uint64_t virtual_size;      /* of the top of the stack */
     bool read_only;
     bool unchecked;          /* not closed cleanly before, and still not checked */
     char *notice;            /* what opening found that people should know, or NULL */

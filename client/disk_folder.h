@@ -37,7 +37,7 @@ struct disk_state {
     char repo[256];              /* with manifest: the remote chain below the local layers */
     struct digest manifest;
     struct digest chain_id; /* of that chain */
-    uint64_t virtual_size;  /* of the local layers */
+    uint64_t virtual_size;  /* of that chain; local layers have their own */
     uint32_t nr_sealed;
     uint32_t sealed[DISK_SEALED_MAX]; /* numbers of sealed-<n>.qcow2, ascending: oldest first */
     struct disk_repair last_repair;

@@ -6,6 +6,10 @@
  */
 #include "disk_level.h"
 
+#include <string.h>
+
+#include "checked.h"
+
 #define MAP_AT_ONCE 32
 
 struct disk_level {
@@ -43,8 +47,11 @@ int disk_level_new_remote(struct remote_disk *rd, struct disk_level **ret_level,
 static int read_below(void *ctx, void *buf, size_t len, uint64_t guest_off, struct cairn_error *err)
 {
     CLEANUP(disk_level_unref_p) struct disk_level *below = disk_level_below(ctx);
+    uint64_t size = disk_level_size(below);
+    size_t inside = guest_off < size ? (size_t)min_u64(len, size - guest_off) : 0;
 
-    return disk_level_pread(below, buf, len, guest_off, err);
+    memset((char *)buf + inside, 0, len - inside);
+    return inside > 0 ? disk_level_pread(below, buf, inside, guest_off, err) : CAIRN_OK;
 }
 
 int disk_level_new_local(disk_level_open_fn open, const char *path,
@@ -95,6 +102,11 @@ struct active *disk_level_active(struct disk_level *level)
     return level->active;
 }
 
+uint64_t disk_level_size(struct disk_level *level)
+{
+    return level->remote ? remote_disk_size(level->remote) : active_virtual_size(level->active);
+}
+
 struct disk_level *disk_level_below(struct disk_level *level)
 {
     SCOPED_LOCK(&level->lock);
@@ -126,8 +138,15 @@ static int map_hole(struct disk_level *level, const struct extent *hole, struct 
                     size_t max, size_t *ret_nr, struct cairn_error *err)
 {
     CLEANUP(disk_level_unref_p) struct disk_level *below = disk_level_below(level);
+    uint64_t size = disk_level_size(below);
 
-    return disk_level_map(below, hole->guest_off, hole->len, ret_extents, max, ret_nr, err);
+    if (hole->guest_off >= size) { /* a part of level's own hole, which what is beneath ends in */
+        ret_extents[0] = *hole;
+        *ret_nr = 1;
+        return CAIRN_OK;
+    }
+    return disk_level_map(below, hole->guest_off, min_u64(hole->len, size - hole->guest_off),
+                          ret_extents, max, ret_nr, err);
 }
 
 static int map_local(struct disk_level *level, uint64_t guest_off, uint64_t len,

@@ -39,12 +39,16 @@ int disk_level_close(struct disk_level *level, struct cairn_error *err);
 /* Borrowed; NULL for the bottom. */
 struct active *disk_level_active(struct disk_level *level);
 
+/* Of a local layer, or of the chain. */
+uint64_t disk_level_size(struct disk_level *level);
+
 /* What level stands on, with a reference; NULL for the bottom. */
 struct disk_level *disk_level_below(struct disk_level *level);
 /* Let level stand on below (a reference is taken), which shows the same as what it stood on. */
 void disk_level_set_below(struct disk_level *level, struct disk_level *below);
 
-/* Through the stack from level down; past the end of the remote chain there are zeros. */
+/* Through the stack from level down, within its size.  Past the end of what a level stands on there
+ * are zeros, whatever lies beneath that. */
 int disk_level_pread(struct disk_level *level, void *buf, size_t len, uint64_t guest_off,
                      struct cairn_error *err);
 

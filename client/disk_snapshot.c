@@ -190,12 +190,14 @@ static int settle_parents(struct snapshot *snap, struct cairn_error *err)
 
 /* -- The switch ----------------------------------------------------------------------------- */
 
+/* Nothing was written, and the size is that of the level below. */
 static int is_empty(struct cairn_disk *disk, bool *ret_empty, struct cairn_error *err)
 {
+    CLEANUP(disk_level_unref_p) struct disk_level *below = disk_level_below(disk->top);
     struct active *active = disk_level_active(disk->top);
     uint64_t guest_off = 0;
 
-    *ret_empty = true;
+    *ret_empty = disk_level_size(below) == disk->virtual_size;
     while (*ret_empty && guest_off < disk->virtual_size) {
         struct extent e;
         size_t nr;
@@ -402,6 +404,8 @@ static int record_published(struct snapshot *snap, struct disk_state *ret_state,
     memcpy(ret_state->repo, snap->target.repo, sizeof(ret_state->repo));
     ret_state->manifest = snap->manifest;
     ret_state->chain_id = snap->chain_id;
+    if (disk->nr_sealed > 0)
+        ret_state->virtual_size = disk_level_size(disk->sealed[disk->nr_sealed - 1].level);
     ret_state->nr_sealed = 0;
     ret = disk_folder_prepare(disk->folder, ret_state, err);
     return ret == CAIRN_OK ? disk_folder_commit(disk->folder, err) : ret;

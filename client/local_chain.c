@@ -344,3 +344,17 @@ void local_chain_free(struct local_chain *chain)
     free(chain->layers);
     free(chain);
 }
+
+int local_qcow2_size(const char *path, uint64_t *ret_size, struct cairn_error *err)
+{
+    CLEANUP(source_free_p) struct source *src = NULL;
+    CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
+    struct stat st;
+    int ret = local_open(path, &src, &st, err);
+
+    if (ret == CAIRN_OK)
+        ret = qcow2_image_open(src, QCOW2_OPEN_INFO, &image, err);
+    if (ret == CAIRN_OK)
+        *ret_size = qcow2_image_header(image)->size;
+    return ret;
+}

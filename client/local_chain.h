@@ -48,4 +48,7 @@ int local_layer_check(const struct local_layer *layer, struct cairn_error *err);
 int local_open(const char *path, struct source **ret_src, struct stat *ret_st,
                struct cairn_error *err);
 
+/* The virtual size that a qcow2 file's header says. */
+int local_qcow2_size(const char *path, uint64_t *ret_size, struct cairn_error *err);
+
 #endif

@@ -67,7 +67,7 @@ static int set_up(struct active *a, const char *path, const struct active_option
     int rc = open_file(a, path, options->read_only, err);
 
     if (!rc)
-        rc = active_header_read(&a->file, &h, err);
+        rc = active_header_read(&a->file, options->foreign_backing, &h, err);
     if (rc)
         return rc;
     a->shape = h.shape;

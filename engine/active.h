@@ -33,6 +33,7 @@ struct active_options {
     bool parent_pending;           /* create: there is a parent, its chain ID follows later by
                                       active_set_parent (space is kept for it) */
     struct active_backing backing; /* pread NULL: nothing beneath, holes are zeros */
+    bool foreign_backing;          /* open: also where the backing file is not `cairn:…` */
     bool read_only;                /* open: refuses writes as a sealed layer does */
     size_t cache_bytes;            /* bound for L2 and refcount tables in memory; 0 = 16 MiB */
 };

@@ -104,6 +104,16 @@ static int check_shape(const char *name, const struct qcow2_header *hdr, struct 
     return CAIRN_OK;
 }
 
+static bool is_foreign(const struct qcow2_header *hdr)
+{
+    const size_t prefix_len = strlen(QCOW2_CAIRN_BACKING);
+    const struct qcow2_blob *backing = &hdr->backing_file;
+
+    return backing->len > 0 && !hdr->has_parent && !hdr->parent_pending &&
+           (backing->len < prefix_len ||
+            memcmp(backing->data, QCOW2_CAIRN_BACKING, prefix_len) != 0);
+}
+
 /* The backing name says the same as the extension, or there is neither. */
 static int read_parent(const char *name, const struct qcow2_header *hdr, struct active_header *h,
                        struct cairn_error *err)
@@ -129,7 +139,7 @@ static int read_parent(const char *name, const struct qcow2_header *hdr, struct 
     return CAIRN_OK;
 }
 
-static int take_header(struct source *src, const struct qcow2_header *hdr,
+static int take_header(struct source *src, const struct qcow2_header *hdr, bool foreign_backing,
                        struct active_header *ret_h, struct cairn_error *err)
 {
     struct active_header h = {
@@ -146,14 +156,17 @@ static int take_header(struct source *src, const struct qcow2_header *hdr,
         rc = check_shape(src->name, hdr, err);
     if (!rc)
         rc = qcow2_header_check_tables(src, hdr, err);
-    if (!rc)
+    if (!rc && foreign_backing && is_foreign(hdr))
+        h.parent_state = ACTIVE_PARENT_FOREIGN;
+    else if (!rc)
         rc = read_parent(src->name, hdr, &h, err);
     if (!rc)
         *ret_h = h;
     return rc;
 }
 
-int active_header_read(struct hostfile *file, struct active_header *ret_h, struct cairn_error *err)
+int active_header_read(struct hostfile *file, bool foreign_backing, struct active_header *ret_h,
+                       struct cairn_error *err)
 {
     CLEANUP(source_free_p) struct source *src = NULL;
     struct qcow2_header hdr;
@@ -167,7 +180,7 @@ int active_header_read(struct hostfile *file, struct active_header *ret_h, struc
         rc = qcow2_header_read(src, &hdr, err);
     if (rc)
         return rc;
-    rc = take_header(src, &hdr, ret_h, err);
+    rc = take_header(src, &hdr, foreign_backing, ret_h, err);
     qcow2_header_release(&hdr);
     return rc;
 }

@@ -46,6 +46,7 @@ enum active_parent_state {
     ACTIVE_PARENT_PENDING,
     ACTIVE_PARENT_RECORDING, /* pending, and somebody is about to change that */
     ACTIVE_PARENT_KNOWN,     /* from here on `parent` does not change */
+    ACTIVE_PARENT_FOREIGN,   /* a backing file that is none of ours */
 };
 
 /* Subclusters written in part: active_partial.c. */
@@ -125,7 +126,8 @@ struct active_header {
 /* Fill the file's first TABLE_PAGE_SIZE bytes. */
 void active_header_encode(const struct active_header *h, uint8_t bytes[TABLE_PAGE_SIZE]);
 /* Read it, and refuse what create would not have made. */
-int active_header_read(struct hostfile *file, struct active_header *ret_h, struct cairn_error *err);
+int active_header_read(struct hostfile *file, bool foreign_backing, struct active_header *ret_h,
+                       struct cairn_error *err);
 
 /* -- active_create.c --------------------------------------------------------------------------- */
 

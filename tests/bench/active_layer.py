@@ -28,7 +28,7 @@ import time
 
 from nbd_bench import (Contender, cell, make_image, median, parse_arguments, run, run_fio,
                        start_qemu_nbd, wait_for)
-from cairntest import Attachment, CAIRN, Cairnd, MIB, private_home
+from cairntest import Attachment, BUILD, CAIRN, Cairnd, MIB, Process, private_home
 
 MIXED = "4 KiB random 70 % reads, depth 16"
 
@@ -115,12 +115,16 @@ def local_disk(folder, image, size):
     run("qemu-img", "create", "-q", "-f", "qcow2", tiny, f"{size}")
     server.push(tiny, "bench:tiny")
     disk = folder / "local"
-    attachment = Attachment(server.url, folder / "make.log", "bench:tiny", "--disk", disk)
-    run("qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", image, attachment.uri)
-    store = server.store
+    socket, store = folder / "make.sock", server.store
+    nbdkit = Process(["nbdkit", "-f", "--unix", socket, BUILD / "lib" / "nbdkit-cairn-plugin.so",
+                      "ref=bench:tiny", f"disk={disk}", f"server={server.url}", "deadline=100"],
+                     folder / "make.log")
+    wait_for(lambda: nbdkit.check_running() and (disk / "control.sock").exists(), "nbdkit")
+    run("qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", image,
+        f"nbd+unix:///?socket={socket}")
     server.kill()
     run(CAIRN, "snapshot", disk, "bench:never", env={"CAIRN_SERVER": server.url}, code=1)
-    attachment.end()
+    nbdkit.stop()
     server = Cairnd(folder / "again", store=store)
     return CairnDisk("cairn, local base", server, disk), server
 
