@@ -17,6 +17,9 @@ struct layer {
     struct qcow2_image *image; /* NULL for raw */
     bool is_snapshot;
     uint32_t snapshot; /* its index, if it is one */
+    bool preloaded;    /* extents are all that a scan gives */
+    struct extent *extents;
+    size_t nr_extents, room_extents;
 };
 
 void layer_free(struct layer *layer)
@@ -24,6 +27,7 @@ void layer_free(struct layer *layer)
     if (!layer)
         return;
     qcow2_image_free(layer->image);
+    free(layer->extents);
     free(layer);
 }
 
@@ -126,7 +130,7 @@ const struct digest *layer_recorded_parent(const struct layer *layer)
     return hdr && hdr->has_parent ? &hdr->parent : NULL;
 }
 
-int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_error *err)
+static int scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_error *err)
 {
     struct extent all = {.len = layer->attr.virtual_size, .kind = EXTENT_DATA};
 
@@ -135,4 +139,46 @@ int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_
     if (layer->image)
         return qcow2_image_scan(layer->image, fn, arg, err);
     return all.len > 0 ? fn(arg, &all, err) : CAIRN_OK;
+}
+
+static int keep_extent(void *arg, const struct extent *e, struct cairn_error *err)
+{
+    struct layer *layer = arg;
+
+    if (layer->nr_extents == layer->room_extents) {
+        size_t room = 2 * layer->room_extents + 64;
+        struct extent *extents = NULL;
+
+        if (room * sizeof(*extents) <= LAYER_PRELOAD_BYTES)
+            extents = realloc(layer->extents, room * sizeof(*extents));
+        if (!extents)
+            return error_no_memory(err, "the extents of a layer");
+        layer->extents = extents;
+        layer->room_extents = room;
+    }
+    layer->extents[layer->nr_extents++] = *e;
+    return CAIRN_OK;
+}
+
+void layer_preload(struct layer *layer)
+{
+    if (layer->preloaded)
+        return;
+    layer->preloaded = scan(layer, keep_extent, layer, NULL) == CAIRN_OK;
+    if (layer->preloaded)
+        return;
+    free(layer->extents);
+    layer->extents = NULL;
+    layer->nr_extents = layer->room_extents = 0;
+}
+
+int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_error *err)
+{
+    int r = CAIRN_OK;
+
+    if (!layer->preloaded)
+        return scan(layer, fn, arg, err);
+    for (size_t i = 0; r == CAIRN_OK && i < layer->nr_extents; i++)
+        r = fn(arg, &layer->extents[i], err);
+    return r;
 }

@@ -79,6 +79,14 @@ typedef int (*layer_extent_fn)(void *arg, const struct extent *e, struct cairn_e
 int layer_scan(struct layer *layer, layer_extent_fn fn, void *arg, struct cairn_error *err);
 
 /*
+ * Scan now, and let layer_scan hand out what was found: for who has time before the extents are
+ * wanted. Keeps at most LAYER_PRELOAD_BYTES of them; a layer that has more, or cannot be scanned,
+ * is scanned by layer_scan as ever, which is also what reports the failure.
+ */
+#define LAYER_PRELOAD_BYTES ((size_t)4 << 20)
+void layer_preload(struct layer *layer);
+
+/*
  * Decompress one compressed cluster: in holds the extent's compressed_len bytes (fewer where the
  * file ends), out gets 1 << cluster_bits bytes.  Garbage is CAIRN_E_CORRUPT.  Thread-safe.
  */

@@ -10,6 +10,8 @@
 
 #include <inttypes.h>
 
+#include "ahead.h"
+
 /*
  * An active layer records the chain that it was started on.  On any other chain it would show
  * another disk than the one that was written; only a rebase may do that, and has to say so.
@@ -52,27 +54,86 @@ static int check_layer(const struct disks *disks, const struct manifest *m, uint
     return check_parent(m, ordinal, layer_recorded_parent(layer), err);
 }
 
-static int publish_layer(struct disks *disks, const struct manifest *m,
-                         const struct meta_chain *chain, uint32_t ordinal, struct cairn_error *err)
+/* A layer of the manifest, opened. */
+struct opened {
+    struct blob *blob;
+    struct layer *layer;
+};
+
+static void opened_free(void *item)
 {
-    const struct manifest_layer *of = &m->layers[ordinal];
-    CLEANUP(blob_unref_p) struct blob *blob = NULL;
-    CLEANUP(layer_free_p) struct layer *layer = NULL;
-    int code = blobs_get(disks->blobs, &of->digest, &blob, err);
+    struct opened *o = item;
+
+    if (!o)
+        return;
+    layer_free(o->layer);
+    blob_unref(o->blob);
+    free(o);
+}
+
+static void opened_free_p(struct opened **o)
+{
+    opened_free(*o);
+}
+
+struct publication {
+    struct disks *disks;
+    const struct manifest *manifest;
+};
+
+/* Called from several threads. */
+static int open_layer(void *ctx, uint32_t ordinal, void **ret_item, struct cairn_error *err)
+{
+    const struct publication *p = ctx;
+    const struct manifest_layer *of = &p->manifest->layers[ordinal];
+    CLEANUP(opened_free_p) struct opened *o = calloc(1, sizeof(*o));
+    int code;
+
+    if (!o)
+        return error_no_memory(err, "an opened layer");
+    code = blobs_get(p->disks->blobs, &of->digest, &o->blob, err);
+    if (code != CAIRN_OK)
+        return code;
+    if (o->blob->src->size != of->size)
+        return error_set(err, CAIRN_E_CORRUPT,
+                         "%s: the manifest says %" PRIu64 " bytes, the blob has %" PRIu64,
+                         o->blob->src->name, of->size, o->blob->src->size);
+    code = layer_open(o->blob->src, of->format, &o->layer, err);
+    if (code != CAIRN_OK)
+        return code;
+    layer_preload(o->layer);
+    *ret_item = steal_ptr(o);
+    return CAIRN_OK;
+}
+
+static int publish_next(const struct publication *p, struct ahead *ahead,
+                        const struct meta_chain *chain, uint32_t ordinal, struct cairn_error *err)
+{
+    CLEANUP(opened_free_p) struct opened *o = NULL;
+    void *item;
+    int code = ahead_take(ahead, &item, err);
 
     if (code != CAIRN_OK)
         return code;
-    if (blob->src->size != of->size)
-        return error_set(err, CAIRN_E_CORRUPT,
-                         "%s: the manifest says %" PRIu64 " bytes, the blob has %" PRIu64,
-                         blob->src->name, of->size, blob->src->size);
-    code = layer_open(blob->src, of->format, &layer, err);
+    o = item;
+    code = check_layer(p->disks, p->manifest, ordinal, o->layer, err);
     if (code != CAIRN_OK)
-        return code;
-    code = check_layer(disks, m, ordinal, layer, err);
-    if (code != CAIRN_OK)
-        return error_prefix(err, code, "%s", blob->src->name);
-    return metacache_build(disks->meta, chain, ordinal, layer, err);
+        return error_prefix(err, code, "%s", o->blob->src->name);
+    return metacache_build(p->disks->meta, chain, ordinal, o->layer, err);
+}
+
+/* Layers first and up, opened and scanned many at a time. */
+static int publish_layers(struct disks *disks, const struct manifest *m,
+                          const struct meta_chain *chain, uint32_t first, struct cairn_error *err)
+{
+    struct publication p = {.disks = disks, .manifest = m};
+    const struct ahead_work work = {.make = open_layer, .free = opened_free, .ctx = &p};
+    CLEANUP(ahead_free_p) struct ahead *ahead = NULL;
+    int code = ahead_new(&work, first, m->depth, &ahead, err);
+
+    for (uint32_t i = first; code == CAIRN_OK && i < m->depth; i++)
+        code = publish_next(&p, ahead, chain, i, err);
+    return code;
 }
 
 /* The longest prefix that is stored is of these very layers, in these formats? */
@@ -108,7 +169,7 @@ int disks_publish(struct disks *disks, const struct manifest *m, struct cairn_er
     code = metacache_nr_stored(disks->meta, &chain, &nr_stored, err);
     if (code == CAIRN_OK)
         code = check_stored(disks, &chain, nr_stored, err);
-    for (uint32_t i = nr_stored; code == CAIRN_OK && i < m->depth; i++)
-        code = publish_layer(disks, m, &chain, i, err);
+    if (code == CAIRN_OK)
+        code = publish_layers(disks, m, &chain, nr_stored, err);
     return code;
 }

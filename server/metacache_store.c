@@ -12,10 +12,12 @@
  *
  * Concurrent askers share one build per prefix: the cache `builds` keeps nothing, it only lets them
  * wait for the first.  Whoever builds a prefix waits for shorter ones alone, so nobody waits in a
- * circle.
+ * circle.  Those who want all up to a prefix rebuilt share that too (`rebuilds`), and wait for
+ * builds within it, never the other way round.
  */
 #include <stdio.h>
 
+#include "ahead.h"
 #include "blobs.h"
 #include "cache.h"
 #include "checked.h"
@@ -38,8 +40,8 @@ struct index_store {
     struct metacache *cache;
     struct store *store;
     size_t object_cost_min;
-    struct cache *objects; /* open index objects by chain ID */
-    struct cache *builds;  /* keeps nothing */
+    struct cache *objects;           /* open index objects by chain ID */
+    struct cache *rebuilds, *builds; /* keep nothing */
     atomic_uint_fast64_t nr_builds, nr_write_failures;
 };
 
@@ -144,6 +146,7 @@ struct object_name {
     struct index_store *s;
     const struct meta_chain *chain;
     uint32_t ordinal;
+    struct layer *layer; /* opened already, for who has to build it; may be NULL */
 };
 
 static struct cache_key name_key(const struct object_name *name)
@@ -425,26 +428,62 @@ static int build_from(struct build *b, struct layer *layer, bool durable,
     return CAIRN_OK;
 }
 
-/* layer NULL: open it from the store. */
-static int build_prefix(struct build *b, struct layer *layer, bool durable,
-                        struct index_object **ret_object, struct cairn_error *err)
+/* A layer, opened from the store. */
+struct opened {
+    struct blob *blob;
+    struct layer *layer;
+};
+
+static void opened_free(void *item)
 {
-    const struct manifest_layer *of = &b->chain->layers[b->ordinal];
+    struct opened *o = item;
+
+    if (!o)
+        return;
+    layer_free(o->layer);
+    blob_unref(o->blob);
+    free(o);
+}
+
+static void opened_free_p(struct opened **o)
+{
+    opened_free(*o);
+}
+
+static int open_layer(const struct object_name *name, uint32_t ordinal, struct opened **ret_opened,
+                      struct cairn_error *err)
+{
+    const struct manifest_layer *of = &name->chain->layers[ordinal];
+    CLEANUP(opened_free_p) struct opened *o = calloc(1, sizeof(*o));
     char digest[DIGEST_STR_MAX];
-    CLEANUP(blob_unref_p) struct blob *blob = NULL;
-    CLEANUP(layer_free_p) struct layer *opened = NULL;
     int code;
 
-    if (layer)
-        return build_from(b, layer, durable, ret_object, err);
-    code = blob_open(b->s->store, &of->digest, &blob, err);
+    if (!o)
+        return error_no_memory(err, "an opened layer");
+    code = blob_open(name->s->store, &of->digest, &o->blob, err);
     if (code == CAIRN_E_NOT_FOUND)
         code = error_set(err, CAIRN_E_CORRUPT, "layer %s: the store has lost its blob",
                          digest_format(&of->digest, digest));
     if (code == CAIRN_OK)
-        code = layer_open(blob->src, of->format, &opened, err);
+        code = layer_open(o->blob->src, of->format, &o->layer, err);
     if (code == CAIRN_OK)
-        code = build_from(b, opened, durable, ret_object, err);
+        *ret_opened = steal_ptr(o);
+    return code;
+}
+
+/* layer NULL: open it from the store. */
+static int build_prefix(struct build *b, struct layer *layer, bool durable,
+                        struct index_object **ret_object, struct cairn_error *err)
+{
+    struct object_name name = {.s = b->s, .chain = b->chain};
+    CLEANUP(opened_free_p) struct opened *opened = NULL;
+    int code;
+
+    if (layer)
+        return build_from(b, layer, durable, ret_object, err);
+    code = open_layer(&name, b->ordinal, &opened, err);
+    if (code == CAIRN_OK)
+        code = build_from(b, opened->layer, durable, ret_object, err);
     return code;
 }
 
@@ -498,31 +537,71 @@ static int fetch_build(void *arg, void **ret_value, struct cairn_error *err)
     /* Built by somebody else meanwhile?  What was only opened is what proved bad. */
     if (!o || !o->buf) {
         object_unref(o);
-        code = build_with_needs(name, NULL, false, &o, err);
+        code = build_with_needs(name, name->layer, false, &o, err);
     }
     if (code == CAIRN_OK)
         *ret_value = o;
     return code;
 }
 
-/* Build prefix name->ordinal, together with whoever else wants it at the moment, and before it
- * all that are not stored. */
+static int open_ahead(void *ctx, uint32_t ordinal, void **ret_item, struct cairn_error *err)
+{
+    struct opened *opened = NULL;
+    int code = open_layer(ctx, ordinal, &opened, err);
+
+    if (code != CAIRN_OK)
+        return code;
+    layer_preload(opened->layer);
+    *ret_item = opened;
+    return CAIRN_OK;
+}
+
+/* Build prefix at->ordinal together with whoever else wants it at the moment.  A layer that could
+ * not be opened ahead is opened again by who builds it, if that is needed at all. */
+static int build_next(struct ahead *ahead, struct object_name *at, void **ret_value,
+                      struct cairn_error *err)
+{
+    CLEANUP(opened_free_p) struct opened *opened = NULL;
+    struct cache_key key = name_key(at);
+    void *item = NULL;
+
+    if (ahead_take(ahead, &item, NULL) == CAIRN_OK)
+        opened = item;
+    at->layer = opened ? opened->layer : NULL;
+    return cache_get(at->s->builds, &key, fetch_build, at, ret_value, err);
+}
+
+/* Build prefix name->ordinal, and before it all that are not stored, the layers opened and scanned
+ * many at a time. */
+static int fetch_rebuild(void *arg, void **ret_value, struct cairn_error *err)
+{
+    const struct ahead_work work = {.make = open_ahead, .free = opened_free, .ctx = arg};
+    const struct object_name *name = arg;
+    CLEANUP(ahead_free_p) struct ahead *ahead = NULL;
+    struct object_name at = *name;
+    int code = index_store_nr_stored(name->s, name->chain, name->ordinal, &at.ordinal, err);
+
+    if (code == CAIRN_OK)
+        code = ahead_new(&work, at.ordinal, name->ordinal + 1, &ahead, err);
+    for (; code == CAIRN_OK; at.ordinal++) {
+        code = build_next(ahead, &at, ret_value, err);
+        if (code == CAIRN_OK && at.ordinal == name->ordinal)
+            break;
+        if (code == CAIRN_OK)
+            object_unref(*ret_value);
+    }
+    return code;
+}
+
+/* Together with whoever else wants it at the moment: layers are scanned once for all. */
 static int rebuild(const struct object_name *name, struct index_object **ret_object,
                    struct cairn_error *err)
 {
     struct object_name at = *name;
+    struct cache_key key = name_key(name);
     void *value = NULL;
-    int code = index_store_nr_stored(name->s, name->chain, name->ordinal, &at.ordinal, err);
+    int code = cache_get(name->s->rebuilds, &key, fetch_rebuild, &at, &value, err);
 
-    for (; code == CAIRN_OK; at.ordinal++) {
-        struct cache_key key = name_key(&at);
-
-        code = cache_get(name->s->builds, &key, fetch_build, &at, &value, err);
-        if (code == CAIRN_OK && at.ordinal == name->ordinal)
-            break;
-        if (code == CAIRN_OK)
-            object_unref(value);
-    }
     if (code == CAIRN_OK)
         *ret_object = value;
     return code;
@@ -590,6 +669,8 @@ int index_store_new(struct metacache *cache, struct store *store, size_t max_byt
     s->object_cost_min = max_bytes / OBJECTS_OPEN_MAX + 1;
     code = cache_new(&object_type, max_bytes, &s->objects, err);
     if (code == CAIRN_OK)
+        code = cache_new(&object_type, 0, &s->rebuilds, err);
+    if (code == CAIRN_OK)
         code = cache_new(&object_type, 0, &s->builds, err);
     if (code == CAIRN_OK)
         *ret_store = steal_ptr(s);
@@ -600,6 +681,7 @@ void index_store_free(struct index_store *s)
 {
     if (!s)
         return;
+    cache_free(s->rebuilds);
     cache_free(s->builds);
     cache_free(s->objects);
     free(s);
