@@ -24,7 +24,8 @@ class Lived(qemu.RandomChain):
 
     def __init__(self, rng, folder, log):
         self.log, self.snapshots, self.bitmaps = log, {}, {}
-        self.touched = set()  # clusters of the layer that is being made
+        # Of the layer that is being made: clusters, and whether any is compressed.
+        self.touched, self.packed = set(), False
         super().__init__(rng, folder)
         if self.top_format == "raw":  # here qemu-img map counts bytes, and we sectors
             os.truncate(self.top, self.top.stat().st_size // qemu.SECTOR * qemu.SECTOR)
@@ -53,13 +54,14 @@ class Lived(qemu.RandomChain):
 
     def fill(self, path, plan, source):
         self.note(path, plan.describe())
-        self.touched, self.snapshots[path], self.bitmaps[path] = set(), [], []
+        self.touched, self.packed = set(), False
+        self.snapshots[path], self.bitmaps[path] = [], []
         if plan.preallocation != "off" or self.rng.random() < 0.2 and self.converted(path, plan,
                                                                                       source):
             self.touched.update(range(plan.size // plan.cluster + 1))
         for _ in range(self.rng.randint(1, 8)):
             self.rng.choice(self.events(plan))(path, plan, source)
-        if self.rng.random() < 0.15:
+        if not self.packed and self.rng.random() < 0.2:
             self.killed(path, plan, source)
 
     def events(self, plan):
@@ -86,6 +88,7 @@ class Lived(qemu.RandomChain):
                      "raw" if self.plans[-2].raw else "qcow2", made)
         shutil.move(made, path)
         raw.unlink()
+        self.packed = True
         return True
 
     # -- What happens to it ----------------------------------------------------------------------
@@ -103,6 +106,7 @@ class Lived(qemu.RandomChain):
         for number in self.rng.sample(free, min(len(free), self.rng.randint(1, 4))):
             self.io(path, f"write -q -c -s {source} {number * plan.cluster} {plan.cluster}")
             self.touched.add(number)
+            self.packed = True
 
     def snapshot(self, path, plan, source):
         name = f"s{len(self.log)}"
@@ -178,7 +182,8 @@ class Lived(qemu.RandomChain):
 
     def killed(self, path, plan, source):
         """A writer that ends without a flush: refcounts not written, bitmaps not saved, and where
-        refcounts are lazy the dirty bit."""
+        refcounts are lazy the dirty bit.  Not where clusters are compressed: QEMU gives up the space
+        of one that is discarded before its entry is gone."""
         commands = [*self.plain_writes(plan, source), "abort"]
         self.note(path, "; ".join(commands))
         run("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)),
