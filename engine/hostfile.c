@@ -53,8 +53,11 @@ static void tell_hook(const struct hostfile *file, const struct hostfile_event *
 #ifdef CAIRN_FAULTS
 int hostfile_change(struct hostfile *file, size_t len, uint64_t host_off, struct cairn_error *err)
 {
-    const struct hostfile_event event = {
-        .op = HOSTFILE_CHANGE, .point = fault_take(), .host_off = host_off, .len = len};
+    const struct hostfile_event event = {.op = HOSTFILE_CHANGE,
+                                         .point = fault_take(),
+                                         .file = file,
+                                         .host_off = host_off,
+                                         .len = len};
     int fault = ask_hook(file, &event);
 
     if (fault)
@@ -71,7 +74,7 @@ int hostfile_pread(struct hostfile *file, void *buf, size_t len, uint64_t host_o
                    struct cairn_error *err)
 {
     const struct hostfile_event event = {
-        .op = HOSTFILE_READ, .point = fault_take(), .host_off = host_off, .len = len};
+        .op = HOSTFILE_READ, .point = fault_take(), .file = file, .host_off = host_off, .len = len};
     int fault = ask_hook(file, &event);
     uint8_t *to = buf;
     size_t done = 0;
@@ -134,6 +137,7 @@ int hostfile_pwritev(struct hostfile *file, struct iovec *iov, int nr_iov, uint6
     const size_t len = iov_length(iov, nr_iov);
     const struct hostfile_event event = {.op = HOSTFILE_WRITE,
                                          .point = fault_take(),
+                                         .file = file,
                                          .host_off = host_off,
                                          .len = len,
                                          .iov = iov,
@@ -177,7 +181,7 @@ int hostfile_zero(struct hostfile *file, uint64_t len, uint64_t host_off, struct
 
 int hostfile_sync(struct hostfile *file, struct cairn_error *err)
 {
-    const struct hostfile_event event = {.op = HOSTFILE_SYNC, .point = fault_take()};
+    const struct hostfile_event event = {.op = HOSTFILE_SYNC, .point = fault_take(), .file = file};
     int fault = ask_hook(file, &event);
 
     if (!fault && fdatasync(file->fd) < 0)
@@ -191,7 +195,7 @@ int hostfile_sync(struct hostfile *file, struct cairn_error *err)
 int hostfile_truncate(struct hostfile *file, uint64_t size, struct cairn_error *err)
 {
     const struct hostfile_event event = {
-        .op = HOSTFILE_TRUNCATE, .point = fault_take(), .host_off = size};
+        .op = HOSTFILE_TRUNCATE, .point = fault_take(), .file = file, .host_off = size};
     int fault = ask_hook(file, &event);
 
     if (!fault && ftruncate(file->fd, (off_t)size) < 0)
@@ -217,8 +221,11 @@ int hostfile_size(const struct hostfile *file, uint64_t *ret_size, struct cairn_
 
 void hostfile_punch(struct hostfile *file, uint64_t len, uint64_t host_off)
 {
-    const struct hostfile_event event = {
-        .op = HOSTFILE_PUNCH, .point = fault_take(), .host_off = host_off, .len = len};
+    const struct hostfile_event event = {.op = HOSTFILE_PUNCH,
+                                         .point = fault_take(),
+                                         .file = file,
+                                         .host_off = host_off,
+                                         .len = len};
 
     if (atomic_load_explicit(&file->no_punch, memory_order_relaxed) || ask_hook(file, &event))
         return;
@@ -234,7 +241,7 @@ void hostfile_punch(struct hostfile *file, uint64_t len, uint64_t host_off)
 int hostfile_link(struct hostfile *file, const char *temporary, const char *path,
                   struct cairn_error *err)
 {
-    const struct hostfile_event event = {.op = HOSTFILE_LINK, .point = fault_take()};
+    const struct hostfile_event event = {.op = HOSTFILE_LINK, .point = fault_take(), .file = file};
     int fault = ask_hook(file, &event);
 
     if (!fault && link(temporary, path) < 0)
@@ -249,7 +256,8 @@ int hostfile_link(struct hostfile *file, const char *temporary, const char *path
 
 int hostfile_sync_folder(struct hostfile *file, const char *path, struct cairn_error *err)
 {
-    const struct hostfile_event event = {.op = HOSTFILE_SYNC_FOLDER, .point = fault_take()};
+    const struct hostfile_event event = {
+        .op = HOSTFILE_SYNC_FOLDER, .point = fault_take(), .file = file};
     const char *slash = strrchr(path, '/');
     CLEANUP_FREE char *folder = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
     CLEANUP_CLOSE int fd = -1;

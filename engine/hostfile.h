@@ -30,9 +30,12 @@ enum hostfile_op {
     HOSTFILE_CHANGE, /* not of the file: of len bytes in memory that will be written to host_off */
 };
 
+struct hostfile;
+
 struct hostfile_event {
     enum hostfile_op op;
     enum fault_point point; /* FAULT_NONE where it has no name */
+    const struct hostfile *file;
     uint64_t host_off;
     uint64_t len;
     const struct iovec *iov; /* WRITE: what is written; before the operation only */

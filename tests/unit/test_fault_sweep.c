@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The sweep: each fault point × {EIO, ENOSPC, crash before, crash after} × {once, from then on}.
+ * The sweep: each fault point × {EIO, ENOSPC, crash before, crash after, power cut} × {once, from
+ * then on}.
  *
  * A scenario is work on an image that meets some of the points; all of them together must meet all
  * points, and no step without a name.  Each case does this work in a child process with one fault.
@@ -12,8 +13,8 @@
  * The oracle knows for each sector which values it may hold, as a set: value v is bit v.
  *
  * Each point is swept in the first scenario that meets it, at the first and the last time that it
- * does, and qemu-img looks at a part of the images.  CAIRN_TEST_SWEEP=full: in every scenario, at
- * more times, and qemu-img looks at all of them.
+ * does; in the others there is one power cut.  qemu-img looks at a part of the images.
+ * CAIRN_TEST_SWEEP=full: everything in every scenario, at more times, and qemu-img looks at all.
  */
 #include "fault_plan.h"
 
@@ -821,7 +822,8 @@ static bool run_case(const struct fault_plan *plan)
 
 /* -- The sweep --------------------------------------------------------------------------------- */
 
-static const char *const action_names[] = {"EIO", "ENOSPC", "crash before", "crash after"};
+static const char *const action_names[] = {"EIO", "ENOSPC", "crash before", "crash after",
+                                           "power cut"};
 
 struct sweep {
     bool full;
@@ -846,12 +848,19 @@ static void sweep_point(struct sweep *sweep, enum fault_point point, unsigned me
     unsigned step = sweep->full ? 1 + met / 12 : met > 1 ? met - 1 : 1;
 
     for (unsigned nth = 1; nth <= met; nth += step)
-        for (enum fault_action action = ACTION_EIO; action <= ACTION_CRASH_AFTER; action++)
+        for (enum fault_action action = ACTION_EIO; action <= ACTION_POWER_CUT; action++)
             for (int from_then_on = 0; from_then_on < 2; from_then_on++)
                 sweep_one(sweep, &(struct fault_plan){.point = point,
                                                       .action = action,
                                                       .nth = nth,
                                                       .from_then_on = from_then_on});
+}
+
+/* One case for a point that another scenario has been through, halfway. */
+static void cut_the_power(struct sweep *sweep, enum fault_point point, unsigned met)
+{
+    sweep_one(sweep, &(struct fault_plan){
+                         .point = point, .action = ACTION_POWER_CUT, .nth = (met + 1) / 2});
 }
 
 static void sweep_scenario(struct sweep *sweep)
@@ -865,8 +874,12 @@ static void sweep_scenario(struct sweep *sweep)
     in_child(work, plan_hook());
     memcpy(met, shared->plan.met, sizeof(met));
     for (enum fault_point point = FAULT_NONE + 1; point < FAULT_POINTS_END; point++) {
-        if (met[point] == 0 || (sweep->done[point] && scenario->again != point && !sweep->full))
+        if (met[point] == 0)
             continue;
+        if (sweep->done[point] && scenario->again != point && !sweep->full) {
+            cut_the_power(sweep, point, met[point]);
+            continue;
+        }
         sweep->nr_points += !sweep->done[point];
         sweep->done[point] = true;
         sweep_point(sweep, point, met[point]);
