@@ -196,31 +196,31 @@ static char *manifest_path(const struct ref *ref, char path[CLIENT_PATH_MAX])
 
 /* -- Manifests ------------------------------------------------------------------------------ */
 
-static int check_digest(const struct remote_answer *answer, const struct digest *expected,
-                        const char *what, struct cairn_error *err)
+static int check_digest(const char *announced, const struct digest *expected, const char *what,
+                        struct cairn_error *err)
 {
     char text[DIGEST_STR_MAX];
 
     digest_format(expected, text);
-    if (answer->digest && strcmp(answer->digest, text) != 0)
+    if (announced && strcmp(announced, text) != 0)
         return error_set(err, CAIRN_E_CORRUPT, "%s: the service names it %.80s, its bytes are %s",
-                         what, answer->digest, text);
+                         what, announced, text);
     return CAIRN_OK;
 }
 
-static int check_manifest_bytes(const struct remote_answer *answer, const struct ref *ref,
-                                const char *what, struct digest *ret_digest,
-                                struct cairn_error *err)
+int client_check_manifest(const void *json, size_t len, const struct ref *ref,
+                          const char *announced, const char *what, struct digest *ret_digest,
+                          struct cairn_error *err)
 {
     char got[DIGEST_STR_MAX];
 
-    if (answer->body_len == 0)
+    if (len == 0)
         return error_set(err, CAIRN_E_CORRUPT, "%s: the manifest is empty", what);
-    digest_of(answer->body, answer->body_len, ret_digest);
+    digest_of(json, len, ret_digest);
     if (!ref->tag[0] && !digest_equal(ret_digest, &ref->digest))
         return error_set(err, CAIRN_E_CORRUPT, "%s: the service sent a manifest of digest %s", what,
                          digest_format(ret_digest, got));
-    return check_digest(answer, ret_digest, what, err);
+    return check_digest(announced, ret_digest, what, err);
 }
 
 int client_get_manifest_bytes(struct cairn_client *client, const struct ref *ref, char **ret_json,
@@ -245,7 +245,8 @@ int client_get_manifest_bytes(struct cairn_client *client, const struct ref *ref
     if (answer.status != 200)
         ret = remote_answer_error(&answer, what, err);
     else
-        ret = check_manifest_bytes(&answer, ref, what, &digest, err);
+        ret = client_check_manifest(answer.body, answer.body_len, ref, answer.digest, what, &digest,
+                                    err);
     if (ret == CAIRN_OK) {
         *ret_json = steal_ptr(answer.body);
         *ret_len = answer.body_len;
@@ -300,7 +301,7 @@ int client_put_manifest_bytes(struct cairn_client *client, const struct ref *ref
     if (answer.status != 201)
         ret = remote_answer_error(&answer, what, err);
     else
-        ret = check_digest(&answer, &digest, what, err);
+        ret = check_digest(answer.digest, &digest, what, err);
     remote_answer_release(&answer);
     if (ret == CAIRN_OK && ret_digest)
         *ret_digest = digest;

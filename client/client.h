@@ -65,6 +65,12 @@ int client_get_manifest(struct cairn_client *client, const struct ref *ref,
 int client_get_manifest_bytes(struct cairn_client *client, const struct ref *ref, char **ret_json,
                               size_t *ret_len, struct digest *ret_digest, struct cairn_error *err);
 
+/* Is this the manifest that ref names (and announced, if the service said one, may be NULL)?  Its
+ * digest; what starts the message. */
+int client_check_manifest(const void *json, size_t len, const struct ref *ref,
+                          const char *announced, const char *what, struct digest *ret_digest,
+                          struct cairn_error *err);
+
 /* Publish a manifest (and the empty config blob that it names) as ref; the manifest's digest. */
 int client_put_manifest(struct cairn_client *client, const struct ref *ref,
                         const struct manifest *m, struct digest *ret_digest,

@@ -30,11 +30,10 @@
 struct remote_disk {
     atomic_uint refs;
     struct remote *remote;
-    struct ref pinned;
-    struct manifest *manifest;
     struct remote_index *index;
-    struct index_l1 *l1;        /* the index's */
-    struct index_slices slices; /* the index's */
+    const struct manifest *manifest; /* this and the next two are the index's */
+    struct index_l1 *l1;
+    struct index_slices slices;
     struct readahead *ahead;
     char etag[DIGEST_STR_MAX + 2]; /* with its quotes */
     char data_path[CLIENT_PATH_MAX];
@@ -70,7 +69,7 @@ static int fetch_layer(void *ctx, uint32_t ordinal, void *buf, size_t len, uint6
     struct remote_disk *rd = ctx;
     char path[CLIENT_PATH_MAX];
 
-    client_blob_path(rd->pinned.repo, &rd->manifest->layers[ordinal].digest, path);
+    client_blob_path(remote_disk_pinned(rd)->repo, &rd->manifest->layers[ordinal].digest, path);
     return fetch(rd, path, NULL, buf, len, host_off, err);
 }
 
@@ -315,22 +314,6 @@ void remote_disk_get_stats(struct remote_disk *rd, struct remote_disk_stats *ret
 
 /* -- Opening -------------------------------------------------------------------------------- */
 
-static int fetch_manifest(struct remote_disk *rd, struct cairn_client *client,
-                          const struct ref *ref, struct cairn_error *err)
-{
-    char text[DIGEST_STR_MAX];
-    int ret;
-
-    rd->pinned = *ref;
-    rd->pinned.tag[0] = 0;
-    ret = client_get_manifest(client, ref, &rd->manifest, &rd->pinned.digest, err);
-    if (ret != CAIRN_OK)
-        return ret;
-    client_disk_path(&rd->pinned, "/data", rd->data_path);
-    snprintf(rd->etag, sizeof(rd->etag), "\"%s\"", digest_format(remote_disk_chain_id(rd), text));
-    return CAIRN_OK;
-}
-
 /* Use the client's block cache, if it has one. */
 static int open_blocks(struct remote_disk *rd, struct cairn_client *client, struct cairn_error *err)
 {
@@ -371,11 +354,12 @@ static void close_blocks(struct remote_disk *rd)
     free(rd->layers);
 }
 
-/* The index, into the slices that are known already, if any are. */
-static int open_index(struct remote_disk *rd, struct cairn_client *client,
+/* Manifest and index, into the slices that are known already, if any are. */
+static int open_index(struct remote_disk *rd, struct cairn_client *client, const struct ref *ref,
                       const struct remote_disk *previous, struct cairn_error *err)
 {
     CLEANUP(slice_cache_unref_p) struct slice_cache *cache = NULL;
+    char text[DIGEST_STR_MAX];
     int ret = CAIRN_OK;
 
     if (previous)
@@ -383,11 +367,14 @@ static int open_index(struct remote_disk *rd, struct cairn_client *client,
     else
         ret = slice_cache_new(SLICE_CACHE_BYTES, &cache, err);
     if (ret == CAIRN_OK)
-        ret = remote_index_open(client, &rd->pinned, rd->manifest, cache, &rd->index, err);
+        ret = remote_index_open(client, ref, cache, &rd->index, err);
     if (ret != CAIRN_OK)
         return ret;
+    rd->manifest = remote_index_manifest(rd->index);
     rd->l1 = remote_index_l1(rd->index);
     rd->slices = remote_index_slices(rd->index);
+    client_disk_path(remote_disk_pinned(rd), "/data", rd->data_path);
+    snprintf(rd->etag, sizeof(rd->etag), "\"%s\"", digest_format(remote_disk_chain_id(rd), text));
     return CAIRN_OK;
 }
 
@@ -402,9 +389,7 @@ int remote_disk_open(struct cairn_client *client, const struct ref *ref,
         return error_no_memory(err, "a remote chain");
     atomic_init(&rd->refs, 1);
     rd->remote = client->remote;
-    ret = fetch_manifest(rd, client, ref, err);
-    if (ret == CAIRN_OK)
-        ret = open_index(rd, client, previous, err);
+    ret = open_index(rd, client, ref, previous, err);
     if (ret == CAIRN_OK)
         ret = open_blocks(rd, client, err);
     if (ret == CAIRN_OK)
@@ -428,13 +413,12 @@ void remote_disk_unref(struct remote_disk *rd)
     readahead_free(rd->ahead);
     close_blocks(rd);
     remote_index_free(rd->index);
-    manifest_free(rd->manifest);
     free(rd);
 }
 
 const struct ref *remote_disk_pinned(const struct remote_disk *rd)
 {
-    return &rd->pinned;
+    return remote_index_pinned(rd->index);
 }
 
 const struct manifest *remote_disk_manifest(const struct remote_disk *rd)

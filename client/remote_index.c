@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The index of a chain that a service keeps.
+ * The manifest and index of a chain that a service keeps.
  *
- * Opening it takes one request at any depth: the L1, with as many slices as the service sends
- * unasked.  Further slices are fetched when a look-up needs them, a neighbourhood at a time, once
- * however many threads ask; each is verified by the decoder against the chain IDs that the caller
- * computed from the manifest.
+ * Opening takes one request at any depth: the manifest, the index's L1, and as many slices as the
+ * service sends unasked.  Further slices are fetched when a look-up needs them, a neighbourhood at
+ * a time, once however many threads ask; each is verified by the decoder against the chain IDs that
+ * are computed here from the manifest.
  *
  * No lock is held over a request.  Every request ends by the client's deadline, therefore so does
  * every wait for somebody else's.
@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "checked.h"
 
 #define FETCH_SLICES 16u /* half a GiB of guest space with one request */
@@ -31,10 +32,8 @@ struct flight {
 
 struct remote_index {
     struct remote *remote;
-    const struct ref *ref;
-    const struct digest *chain_ids;
-    uint32_t depth;
-    char name[CLIENT_PATH_MAX]; /* for messages */
+    struct ref pinned;
+    struct manifest *manifest;
     struct index_l1 *l1;
     struct slice_cache *cache;
 
@@ -47,7 +46,7 @@ struct remote_index {
 
 static const struct digest *index_chain_id(const struct remote_index *ix)
 {
-    return &ix->chain_ids[ix->depth - 1];
+    return &ix->manifest->chain_ids[ix->manifest->depth - 1];
 }
 
 /* -- Requests ------------------------------------------------------------------------------- */
@@ -66,37 +65,47 @@ static void index_answer_release(struct index_answer *a)
     remote_answer_release(&a->answer);
 }
 
-static int index_answer_open(struct remote_index *ix, const char *path, struct index_answer *a,
-                             struct cairn_error *err)
+/* bytes are those of a container in the answer's body. */
+static int index_answer_open(struct remote_index *ix, const char *path, const char *bytes,
+                             size_t len, struct index_answer *a, struct cairn_error *err)
 {
-    int ret;
+    int ret = source_from_memory(bytes, len, path, &a->src, err);
 
-    if (a->answer.status != 200)
-        return remote_answer_error(&a->answer, path, err);
-    ret = source_from_memory(a->answer.body, a->answer.body_len, path, &a->src, err);
     if (ret == CAIRN_OK)
         ret = index_reader_open(a->src, index_chain_id(ix), &a->reader, err);
     return ret;
 }
 
-/* suffix: "/index", with its query. */
-static int index_request(struct remote_index *ix, const char *suffix, struct index_answer *ret_a,
-                         struct cairn_error *err)
+/* GET of `/v1/disks/<ref><suffix>`, which must be 200. */
+static int request(struct remote_index *ix, const struct ref *ref, const char *suffix,
+                   char path[CLIENT_PATH_MAX], struct remote_answer *ret_answer,
+                   struct cairn_error *err)
 {
-    char path[CLIENT_PATH_MAX];
-    const struct remote_request request = {
+    const struct remote_request rq = {
         .method = "GET",
-        .path = client_disk_path(ix->ref, suffix, path),
+        .path = client_disk_path(ref, suffix, path),
         .idempotent = true,
     };
     int ret;
 
-    memset(ret_a, 0, sizeof(*ret_a));
+    memset(ret_answer, 0, sizeof(*ret_answer));
     atomic_fetch_add_explicit(&ix->nr_requests, 1, memory_order_relaxed);
-    ret = remote_request(ix->remote, &request, &ret_a->answer, err);
+    ret = remote_request(ix->remote, &rq, ret_answer, err);
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "%s", path);
-    ret = index_answer_open(ix, path, ret_a, err);
+    return ret_answer->status == 200 ? CAIRN_OK : remote_answer_error(ret_answer, path, err);
+}
+
+static int index_request(struct remote_index *ix, const char *suffix, struct index_answer *ret_a,
+                         struct cairn_error *err)
+{
+    char path[CLIENT_PATH_MAX];
+    int ret;
+
+    memset(ret_a, 0, sizeof(*ret_a));
+    ret = request(ix, &ix->pinned, suffix, path, &ret_a->answer, err);
+    if (ret == CAIRN_OK)
+        ret = index_answer_open(ix, path, ret_a->answer.body, ret_a->answer.body_len, ret_a, err);
     if (ret != CAIRN_OK)
         index_answer_release(ret_a);
     return ret;
@@ -104,7 +113,7 @@ static int index_request(struct remote_index *ix, const char *suffix, struct ind
 
 static const struct digest *prefix_of(const struct remote_index *ix, uint32_t ordinal)
 {
-    return &ix->chain_ids[ordinal];
+    return &ix->manifest->chain_ids[ordinal];
 }
 
 /* Keep slice slice_nr of an answer; NOT_FOUND if the answer does not hold it. */
@@ -150,7 +159,7 @@ static int fetch_slices(struct remote_index *ix, uint32_t first, uint32_t last,
 {
     uint32_t ordinal = ix->l1->slices[first];
     struct index_answer a;
-    char suffix[64];
+    char suffix[64], name[REF_STR_MAX];
     int ret;
 
     snprintf(suffix, sizeof(suffix), "/index?slices=%u-%u", first, last);
@@ -161,8 +170,8 @@ static int fetch_slices(struct remote_index *ix, uint32_t first, uint32_t last,
     if (ret == CAIRN_OK)
         ret = index_reader_slice(a.reader, first, ordinal, prefix_of(ix, ordinal), ret_slice, err);
     if (ret == CAIRN_E_NOT_FOUND)
-        ret = error_set(err, CAIRN_E_CORRUPT, "%s%s: the answer does not hold slice %u", ix->name,
-                        suffix, first);
+        ret = error_set(err, CAIRN_E_CORRUPT, "/v1/disks/%s%s: the answer does not hold slice %u",
+                        ref_format(&ix->pinned, name), suffix, first);
     if (ret == CAIRN_OK)
         slice_cache_put(ix->cache, prefix_of(ix, ordinal), first, *ret_slice);
     index_answer_release(&a);
@@ -301,26 +310,62 @@ static int get_slice(void *ctx, uint32_t ordinal, uint32_t slice_nr, struct inde
 
 /* -- Opening -------------------------------------------------------------------------------- */
 
-static int fetch_l1(struct remote_index *ix, struct cairn_error *err)
+/* The manifest from an answer of the open call; *ret_rest: where the container begins. */
+static int take_manifest(struct remote_index *ix, const struct ref *ref,
+                         const struct remote_answer *answer, const char *path, size_t *ret_rest,
+                         struct cairn_error *err)
 {
-    struct index_answer a;
-    int ret = index_request(ix, "/index", &a, err);
+    size_t head = sizeof(uint64_t), len;
+    int ret;
 
-    if (ret != CAIRN_OK)
-        return ret;
-    ix->l1 = index_l1_ref(index_reader_l1(a.reader));
-    if (ix->l1->depth != ix->depth)
-        ret = error_set(err, CAIRN_E_CORRUPT, "%s: the index is of %u layers, the manifest of %u",
-                        ix->name, ix->l1->depth, ix->depth);
-    else if (ix->l1->nr_slices > 0)
-        ret = keep_slices(ix, a.reader, 0, ix->l1->nr_slices - 1, err);
+    if (answer->body_len < head ||
+        bytes_get_le64(answer->body) > min_u64(answer->body_len - head, MANIFEST_BYTES_MAX))
+        return error_set(err, CAIRN_E_CORRUPT, "%s: an answer of %zu bytes has no whole manifest",
+                         path, answer->body_len);
+    len = (size_t)bytes_get_le64(answer->body);
+    ix->pinned = *ref;
+    ix->pinned.tag[0] = 0;
+    ret = client_check_manifest(answer->body + head, len, ref, answer->digest, path,
+                                &ix->pinned.digest, err);
+    if (ret == CAIRN_OK) {
+        ret = manifest_parse(answer->body + head, len, &ix->manifest, err);
+        if (ret != CAIRN_OK)
+            ret = error_prefix(err, ret, "%s", path);
+    }
+    *ret_rest = head + len;
+    return ret;
+}
+
+static int take_l1(struct remote_index *ix, struct index_reader *reader, const char *path,
+                   struct cairn_error *err)
+{
+    ix->l1 = index_l1_ref(index_reader_l1(reader));
+    if (ix->l1->depth != ix->manifest->depth)
+        return error_set(err, CAIRN_E_CORRUPT, "%s: the index is of %u layers, the manifest of %u",
+                         path, ix->l1->depth, ix->manifest->depth);
+    return ix->l1->nr_slices > 0 ? keep_slices(ix, reader, 0, ix->l1->nr_slices - 1, err)
+                                 : CAIRN_OK;
+}
+
+static int fetch_opening(struct remote_index *ix, const struct ref *ref, struct cairn_error *err)
+{
+    struct index_answer a = {0};
+    char path[CLIENT_PATH_MAX];
+    size_t rest = 0;
+    int ret = request(ix, ref, "/open", path, &a.answer, err);
+
+    if (ret == CAIRN_OK)
+        ret = take_manifest(ix, ref, &a.answer, path, &rest, err);
+    if (ret == CAIRN_OK)
+        ret = index_answer_open(ix, path, a.answer.body + rest, a.answer.body_len - rest, &a, err);
+    if (ret == CAIRN_OK)
+        ret = take_l1(ix, a.reader, path, err);
     index_answer_release(&a);
     return ret;
 }
 
-int remote_index_open(struct cairn_client *client, const struct ref *ref, const struct manifest *m,
-                      struct slice_cache *cache, struct remote_index **ret_index,
-                      struct cairn_error *err)
+int remote_index_open(struct cairn_client *client, const struct ref *ref, struct slice_cache *cache,
+                      struct remote_index **ret_index, struct cairn_error *err)
 {
     CLEANUP(remote_index_free_p) struct remote_index *ix = calloc(1, sizeof(*ix));
     int ret;
@@ -328,14 +373,10 @@ int remote_index_open(struct cairn_client *client, const struct ref *ref, const 
     if (!ix)
         return error_no_memory(err, "a chain's index");
     ix->remote = client->remote;
-    ix->ref = ref;
-    ix->chain_ids = m->chain_ids;
-    ix->depth = m->depth;
     ix->cache = slice_cache_ref(cache);
-    client_disk_path(ref, "", ix->name);
     pthread_mutex_init(&ix->flights_lock, NULL);
     pthread_cond_init(&ix->flight_landed, NULL);
-    ret = fetch_l1(ix, err);
+    ret = fetch_opening(ix, ref, err);
     if (ret == CAIRN_OK)
         *ret_index = steal_ptr(ix);
     return ret;
@@ -346,10 +387,21 @@ void remote_index_free(struct remote_index *ix)
     if (!ix)
         return;
     index_l1_unref(ix->l1);
+    manifest_free(ix->manifest);
     slice_cache_unref(ix->cache);
     pthread_cond_destroy(&ix->flight_landed);
     pthread_mutex_destroy(&ix->flights_lock);
     free(ix);
+}
+
+const struct ref *remote_index_pinned(const struct remote_index *ix)
+{
+    return &ix->pinned;
+}
+
+const struct manifest *remote_index_manifest(const struct remote_index *ix)
+{
+    return ix->manifest;
 }
 
 struct index_l1 *remote_index_l1(struct remote_index *ix)

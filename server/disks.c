@@ -270,7 +270,7 @@ static const struct call {
 } calls[] = {
     {"", false, disks_reply_info},           {"data", true, disks_reply_data},
     {"extents", true, disks_reply_extents},  {"index", true, disks_reply_index},
-    {"changes", false, disks_reply_changes},
+    {"changes", false, disks_reply_changes}, {"open", false, disks_reply_open},
 };
 
 static const struct call *find_call(const char *name)
@@ -303,9 +303,9 @@ static void reply_call(struct disks *disks, const struct call *call, const char 
                        const struct http_request *req, struct http_reply *reply)
 {
     CLEANUP(disk_unref_p) struct disk *disk = NULL;
-    struct disk_request rq = {.http = req, .reply = reply};
-    struct cairn_error err;
     struct ref ref;
+    struct disk_request rq = {.ref = &ref, .http = req, .reply = reply};
+    struct cairn_error err;
 
     if (ref_parse(ref_text, &ref, &err) != CAIRN_OK) {
         http_reply_error(reply, 400, "NAME_INVALID", "%s", err.message);

@@ -6,15 +6,24 @@
  * An answer stops after about INDEX_ANSWER_BYTES of slices.  The L1 says which slices there are,
  * the container's directory which of them came with it: a client asks again for those that did
  * not.  The first one asked for always comes.
+ *
+ * GET …/open: what a client needs to begin with, in one answer: the manifest, as stored, and the
+ * container of L1 and slices from 0 on.
+ *      0  length of the manifest: 64, little-endian
+ *      8  the manifest
+ *         the container
  */
 #include "disks_internal.h"
 
 #include <inttypes.h>
 
+#include "bytes.h"
 #include "quote.h"
+#include "registry.h"
 
 #define INDEX_ANSWER_BYTES ((size_t)8 << 20)
 #define INDEX_TYPE         "application/vnd.cairn.index.v1"
+#define OPENING_TYPE       "application/vnd.cairn.opening.v1"
 
 /* One number of `a-b`; returns behind it, or NULL. */
 static const char *parse_number(const char *text, uint32_t *ret_value)
@@ -99,4 +108,48 @@ void disks_reply_index(const struct disk_request *rq)
         http_reply_failure(rq->reply, &err);
     else
         http_reply_buffer(rq->reply, 200, INDEX_TYPE, buf, len);
+}
+
+/* -- Opening ---------------------------------------------------------------------------------- */
+
+static int make_opening(const struct disk_request *rq, void **ret_buf, size_t *ret_len,
+                        struct cairn_error *err)
+{
+    struct disk *disk = rq->disk;
+    CLEANUP_FREE void *manifest = NULL;
+    CLEANUP_FREE void *container = NULL;
+    size_t manifest_len, container_len;
+    uint8_t *buf;
+    int code = registry_get_manifest(disk->disks->store, rq->ref->repo, &disk->manifest_digest,
+                                     &manifest, &manifest_len, err);
+
+    if (code == CAIRN_OK)
+        code = make_container(disk, 0, disk->l1->nr_slices, &container, &container_len, err);
+    if (code != CAIRN_OK)
+        return code;
+    *ret_len = sizeof(uint64_t) + manifest_len + container_len;
+    buf = malloc(*ret_len);
+    if (!buf)
+        return error_no_memory(err, "an answer");
+    bytes_put_le64(buf, manifest_len);
+    memcpy(buf + sizeof(uint64_t), manifest, manifest_len);
+    memcpy(buf + sizeof(uint64_t) + manifest_len, container, container_len);
+    *ret_buf = buf;
+    return CAIRN_OK;
+}
+
+void disks_reply_open(const struct disk_request *rq)
+{
+    char text[DIGEST_STR_MAX];
+    struct cairn_error err;
+    void *buf = NULL;
+    size_t len = 0;
+
+    if (make_opening(rq, &buf, &len, &err) != CAIRN_OK) {
+        http_reply_failure(rq->reply, &err);
+        return;
+    }
+    http_reply_header(rq->reply, "Docker-Content-Digest", "%s",
+                      digest_format(&rq->disk->manifest_digest, text));
+    http_reply_buffer(rq->reply, 200, OPENING_TYPE, buf, len);
 }

@@ -56,6 +56,7 @@ int disk_check_l1(const struct index_l1 *l1, const struct meta_chain *chain,
 
 struct disk_request {
     struct disk *disk;
+    const struct ref *ref; /* as asked for */
     const struct http_request *http;
     struct http_reply *reply;
 };
@@ -65,6 +66,7 @@ void disks_reply_info(const struct disk_request *rq);
 void disks_reply_data(const struct disk_request *rq);
 void disks_reply_extents(const struct disk_request *rq);
 void disks_reply_index(const struct disk_request *rq);
+void disks_reply_open(const struct disk_request *rq);
 void disks_reply_changes(const struct disk_request *rq);
 
 /* Answer an error about the ref named in text. */

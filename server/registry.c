@@ -103,25 +103,41 @@ int registry_resolve(struct store *store, const struct ref *ref, struct digest *
     return r;
 }
 
+int registry_get_manifest(struct store *store, const char *repo, const struct digest *digest,
+                          void **ret_buf, size_t *ret_len, struct cairn_error *err)
+{
+    char key[REGISTRY_KEY_MAX], text[DIGEST_STR_MAX];
+    CLEANUP_FREE void *buf = NULL;
+    struct digest actual;
+    size_t len;
+    int r = store_get(store, registry_repo_key(repo, "_manifests", digest, key), MANIFEST_BYTES_MAX,
+                      &buf, &len, err);
+
+    if (r)
+        return r;
+    digest_of(buf, len, &actual);
+    if (!digest_equal(&actual, digest))
+        return error_set(err, CAIRN_E_CORRUPT, "manifest %s: its bytes in the store differ",
+                         digest_format(digest, text));
+    *ret_buf = steal_ptr(buf);
+    *ret_len = len;
+    return CAIRN_OK;
+}
+
 int registry_find_manifest(struct store *store, const struct ref *ref,
                            struct manifest **ret_manifest, struct digest *ret_digest,
                            struct cairn_error *err)
 {
-    char key[REGISTRY_KEY_MAX], text[DIGEST_STR_MAX];
     CLEANUP_FREE void *buf = NULL;
-    struct digest digest, actual;
+    char text[DIGEST_STR_MAX];
+    struct digest digest;
     size_t len;
     int r = registry_resolve(store, ref, &digest, err);
 
     if (!r)
-        r = store_get(store, registry_repo_key(ref->repo, "_manifests", &digest, key),
-                      MANIFEST_BYTES_MAX, &buf, &len, err);
+        r = registry_get_manifest(store, ref->repo, &digest, &buf, &len, err);
     if (r)
         return r;
-    digest_of(buf, len, &actual);
-    if (!digest_equal(&actual, &digest))
-        return error_set(err, CAIRN_E_CORRUPT, "manifest %s: its bytes in the store differ",
-                         digest_format(&digest, text));
     r = manifest_parse(buf, len, ret_manifest, err);
     if (r)
         return error_prefix(err, r, "manifest %s", digest_format(&digest, text));

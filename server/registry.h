@@ -40,6 +40,10 @@ char *registry_blob_key(const struct digest *d, char key[REGISTRY_KEY_MAX]);
 int registry_resolve(struct store *store, const struct ref *ref, struct digest *ret_digest,
                      struct cairn_error *err);
 
+/* The bytes of the manifest of that digest in a repository, malloc'ed and verified. */
+int registry_get_manifest(struct store *store, const char *repo, const struct digest *digest,
+                          void **ret_buf, size_t *ret_len, struct cairn_error *err);
+
 /* The manifest that a ref names, parsed; ret_digest (may be NULL) is the manifest's. */
 int registry_find_manifest(struct store *store, const struct ref *ref,
                            struct manifest **ret_manifest, struct digest *ret_digest,

@@ -236,6 +236,19 @@ class DisksApi(Case):
         for bad in ("", "1", "-1", "1-", "a-b", "2-1", "0-1x", "0-99999999999", "4-4", " 0-1"):
             self.refused(f"{path}?slices={urllib.parse.quote(bad)}", 400, "slices")
 
+    def test_open_is_manifest_and_index(self):
+        self.publish_chain()
+        opening = self.http.get("/v1/disks/vm/disk:v1/open")
+        self.assertEqual(opening.status, 200)
+        self.assertEqual(opening.headers["Content-Type"], "application/vnd.cairn.opening.v1")
+        manifest = self.http.get("/v2/vm/disk/manifests/v1")
+        self.assertEqual(opening.headers["Docker-Content-Digest"],
+                         manifest.headers["Docker-Content-Digest"])
+        length = int.from_bytes(opening.body[:8], "little")
+        self.assertEqual(opening.body[8:8 + length], manifest.body)
+        self.assertEqual(opening.body[8 + length:], self.http.get("/v1/disks/vm/disk:v1/index").body)
+        self.refused("/v1/disks/vm/disk:none/open", 404, "none")
+
     # -- Changes --------------------------------------------------------------------------------------
 
     def test_changes(self):
