@@ -220,7 +220,7 @@ int index_slice_encode(const struct index_slice *slice, const struct digest *pre
  * Decode and verify hostile bytes.  The L1 must bear chain_id.  A slice is checked against
  * everything that its invariants say for prefix ordinal of the L1 given (any L1 of a chain whose
  * first layers are that prefix).  Allocates at most what the largest L1 (17 MiB) or slice (1 MiB)
- * takes, and that only behind a checksum that fits.
+ * takes, and for a slice twice as much to work with, and that only behind a checksum that fits.
  */
 int index_l1_decode(const void *buf, size_t len, const struct digest *chain_id,
                     struct index_l1 **ret_l1, struct cairn_error *err);

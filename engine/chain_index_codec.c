@@ -18,7 +18,8 @@
 #include "chain_index_internal.h"
 #include "checked.h"
 
-#define ZSTD_LEVEL 3
+/* Higher levels take longer and hardly make planes of bytes smaller. */
+#define ZSTD_LEVEL 1
 
 /* -- Frames ------------------------------------------------------------------------------------ */
 
@@ -373,21 +374,64 @@ int index_l1_decode(const void *buf, size_t len, const struct digest *chain_id,
 
 /* -- Slices ------------------------------------------------------------------------------------ */
 
+/* Where the slice would begin in the layer's file if all of it were in one piece with e. */
+static uint64_t slice_host_off(const struct index_extent *e)
+{
+    if (!extent_kind_linear(packed_kind(e)))
+        return e->word[1];
+    return e->word[1] - ((uint64_t)packed_start(e) << SECTOR_BITS);
+}
+
+void index_extents_put(const struct index_extent *extents, uint32_t nr, uint8_t *raw)
+{
+    uint32_t end = 0;
+
+    for (uint32_t i = 0; i < nr; i++) {
+        const struct index_extent *e = &extents[i];
+        uint16_t gap = (uint16_t)(packed_start(e) - end);
+        uint64_t what = (e->word[0] >> 16 << 16) | gap, host_off = slice_host_off(e);
+
+        for (unsigned b = 0; b < 8; b++) {
+            raw[(size_t)nr * b + i] = (uint8_t)(what >> 8 * b);
+            raw[(size_t)nr * (8 + b) + i] = (uint8_t)(host_off >> 8 * b);
+        }
+        end = packed_end(e);
+    }
+}
+
+void index_extents_get(const uint8_t *raw, uint32_t nr, struct index_extent *ret_extents)
+{
+    uint32_t end = 0;
+
+    for (uint32_t i = 0; i < nr; i++) {
+        struct index_extent *e = &ret_extents[i];
+        uint64_t what = 0, host_off = 0;
+
+        for (unsigned b = 0; b < 8; b++) {
+            what |= (uint64_t)raw[(size_t)nr * b + i] << 8 * b;
+            host_off |= (uint64_t)raw[(size_t)nr * (8 + b) + i] << 8 * b;
+        }
+        e->word[0] = (what >> 16 << 16) | (uint16_t)(end + what);
+        e->word[1] = host_off;
+        if (extent_kind_linear(packed_kind(e)))
+            e->word[1] += (uint64_t)packed_start(e) << SECTOR_BITS;
+        end = packed_end(e);
+    }
+}
+
 int index_slice_encode(const struct index_slice *slice, const struct digest *prefix_chain_id,
                        uint32_t slice_nr, void **ret_buf, size_t *ret_len, struct cairn_error *err)
 {
-    uint32_t raw_len = slice->nr_extents * (uint32_t)sizeof(struct index_extent);
+    uint32_t nr = slice->nr_extents, raw_len = nr * (uint32_t)sizeof(struct index_extent);
+    CLEANUP_FREE struct index_extent *extents = malloc((size_t)raw_len + 1);
     CLEANUP_FREE uint8_t *raw = malloc((size_t)raw_len + 1);
     char key[INDEX_KEY_MAX];
 
-    if (!raw)
+    if (!extents || !raw)
         return error_no_memory(err, "a slice of a chain index");
-    for (uint32_t i = 0; i < slice->nr_extents; i++) {
-        const struct index_extent e = slice_extent(slice, i);
-
-        bytes_put_le64(raw + (size_t)16 * i, e.word[0]);
-        bytes_put_le64(raw + (size_t)16 * i + 8, e.word[1]);
-    }
+    for (uint32_t i = 0; i < nr; i++)
+        extents[i] = slice_extent(slice, i);
+    index_extents_put(extents, nr, raw);
     index_key_slice(prefix_chain_id, slice_nr, key);
     return frame_encode(key, FRAME_SLICE, raw, raw_len, ret_buf, ret_len, err);
 }
@@ -456,10 +500,7 @@ static int slice_from_payload(const struct payload *payload, const struct index_
     extents = malloc((size_t)payload->raw_len + 1);
     if (!extents)
         return error_no_memory(err, "a slice of a chain index");
-    for (uint32_t i = 0; i < nr; i++) {
-        extents[i].word[0] = bytes_get_le64(payload->raw + (size_t)16 * i);
-        extents[i].word[1] = bytes_get_le64(payload->raw + (size_t)16 * i + 8);
-    }
+    index_extents_get(payload->raw, nr, extents);
     rc = check_extents(extents, nr, l1, ordinal, slice_nr, err);
     return rc < 0 ? rc : index_slice_new(extents, nr, ret_slice, err);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The bytes of the chain index, version 1: frames and containers.  All numbers little-endian.
+ * The bytes of the chain index, version 2: frames and containers.  All numbers little-endian.
  *
  * Frame: a header of 32 bytes and the payload as it is stored.
  *      0  magic "CNIF"
@@ -12,7 +12,11 @@
  * Payload of an L1: chain ID (32 bytes), depth: 32, number of slices: 32, virtual size: 64, the
  * four totals: 64 each; per layer virtual size: 64, cluster bits: 8, format: 8, compression: 8,
  * zero: 8; per slice an ordinal: 16.
- * Payload of a slice: its extents, two words of 64 each.
+ * Payload of a slice: its extents, two words of 64 each, made to compress well.  In place of the
+ * start stands the distance from the end of the extent before (0 for the first; modulo 2^16), and a
+ * host offset that advances with the guest offset is counted from where the slice begins (modulo
+ * 2^64): both mostly stay as they were.  Then all first bytes of all extents, all second ones, to
+ * the sixteenth.
  *
  * Container: a header of 32 bytes, the L1's frame, the directory, the slices' frames.
  *      0  magic "CNIC"
@@ -31,7 +35,7 @@
 
 #include "chain_index.h"
 
-#define FORMAT_VERSION 1
+#define FORMAT_VERSION 2
 
 #define FRAME_MAGIC       0x46494e43u
 #define FRAME_HEADER_SIZE 32u
@@ -58,5 +62,9 @@ enum frame_type {
 /* header: the first CHECKSUM_OFF bytes count. */
 void index_checksum(const char *key, const void *header, const void *payload, size_t len,
                     uint8_t ret_checksum[CHECKSUM_SIZE]);
+
+/* The payload of a slice from extents and back; raw has 16 * nr bytes.  Nothing is checked. */
+void index_extents_put(const struct index_extent *extents, uint32_t nr, uint8_t *raw);
+void index_extents_get(const uint8_t *raw, uint32_t nr, struct index_extent *ret_extents);
 
 #endif

@@ -67,14 +67,17 @@ static void write_slice(const struct chain *chain, uint32_t ordinal, uint32_t sl
 {
     const struct index_slice *slice = chain->slices[ordinal][slice_nr];
     CLEANUP_FREE void *buf = NULL;
-    uint8_t raw[1024];
+    struct index_extent list[64];
+    uint8_t raw[sizeof(list)];
     size_t len;
 
-    if (index_slice_encode(slice, &chain->l1s[ordinal]->chain_id, slice_nr, &buf, &len, NULL) < 0)
+    if (slice->nr_extents > sizeof(list) / sizeof(list[0]) ||
+        index_slice_encode(slice, &chain->l1s[ordinal]->chain_id, slice_nr, &buf, &len, NULL) < 0)
         exit(1);
     write_input(chain, "slice", INPUT_SLICE, ordinal, slice_nr, buf, len);
-    for (uint32_t i = 0; i < 2 * slice->nr_extents && i < sizeof(raw) / 8; i++)
-        bytes_put_le64(raw + (size_t)8 * i, slice_extent(slice, i / 2).word[i % 2]);
+    for (uint32_t i = 0; i < slice->nr_extents; i++)
+        list[i] = slice_extent(slice, i);
+    index_extents_put(list, slice->nr_extents, raw);
     write_plain_frame(chain, "slice", FRAME_SLICE, ordinal, slice_nr, raw,
                       16 * (size_t)slice->nr_extents);
 }

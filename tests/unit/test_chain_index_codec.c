@@ -333,10 +333,7 @@ static int decode_extents(const struct index_extent *extents, uint32_t nr, uint3
     char key[INDEX_KEY_MAX];
     int rc;
 
-    for (uint32_t i = 0; i < nr; i++) {
-        bytes_put_le64(raw + (size_t)16 * i, extents[i].word[0]);
-        bytes_put_le64(raw + (size_t)16 * i + 8, extents[i].word[1]);
-    }
+    index_extents_put(extents, nr, raw);
     index_key_slice(&chain->l1s[ordinal]->chain_id, 0, key);
     seal(key, FRAME_SLICE, raw, 16 * nr, frame);
     rc = index_slice_decode(frame, FRAME_HEADER_SIZE + (size_t)16 * nr,
