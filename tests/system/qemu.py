@@ -46,6 +46,18 @@ def extent_map(image):
     return json.loads(img("map", "--output=json", image).stdout)
 
 
+def dirty_ranges(image, bitmap):
+    """(start, length) of what a persistent bitmap has as dirty."""
+    said = run("nbdinfo", "--json", f"--map=qemu:dirty-bitmap:{bitmap}", "--", "[", "qemu-nbd", "-r",
+               "-f", "qcow2", "-B", bitmap, image, "]").json()
+    merged = []
+    for start, length in ((e["offset"], e["length"]) for e in said if e["type"] == 1):
+        if merged and sum(merged[-1]) == start:
+            start, length = merged[-1][0], merged.pop()[1] + length
+        merged.append((start, length))
+    return merged
+
+
 def check_active(path, leaks_allowed=False):
     """An active layer's backing name opens nowhere, so QEMU is told not to look for it."""
     node = {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}, "backing": None}

@@ -66,6 +66,7 @@ class Differential(Case):
             for path in images:
                 self.compare_checks(path)
                 self.compare_facts(path)
+                self.compare_bitmap(rng, path, lived.bitmaps[path])
             if lived.top in images:
                 self.compare_sealed(rng, lived.top, expected)
             if lived.snapshots.get(lived.top):
@@ -94,6 +95,20 @@ class Differential(Case):
         ours = run(CAIRN, "image", "info", "--json", path).json()
         theirs = qemu.img("info", "--output=json", path).json()
         self.assertEqual(our_facts(ours), their_facts(theirs), f"info of {path.name}")
+
+    def compare_bitmap(self, rng, path, names):
+        """The dirty ranges of one bitmap; where its writer was killed, the refusal."""
+        if not names:
+            return
+        name = rng.choice(names)
+        known = run(CAIRN, "image", "info", "--json", path).json()["bitmaps"]
+        if any(bitmap["name"] == name and bitmap["inUse"] for bitmap in known):
+            said = run(CAIRN, "image", "bitmap", "--json", path, name, code=1).stderr.decode()
+            self.assertIn(f'bitmap "{name}": marked as in use', said)
+            return
+        ours = run(CAIRN, "image", "bitmap", "--json", path, name).json()
+        self.assertEqual([(entry["start"], entry["length"]) for entry in ours],
+                         qemu.dirty_ranges(path, name), f"bitmap {name} of {path.name}")
 
     def compare_sealed(self, rng, top, expected):
         """Written anew, whatever its shape and past, it shows the same."""
