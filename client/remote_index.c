@@ -20,6 +20,9 @@
 
 #define FETCH_SLICES 16u /* half a GiB of guest space with one request */
 
+/* Slices that reads have at hand; they stay in the cache too, while it has room for them. */
+#define HELD_BYTES ((size_t)16 << 20)
+
 /* Slices that are being fetched, and the threads that wait for them. */
 struct flight {
     struct flight *next;
@@ -36,6 +39,7 @@ struct remote_index {
     struct manifest *manifest;
     struct index_l1 *l1;
     struct slice_cache *cache;
+    struct chain_index *held; /* over the cache: what reads go through, without a lock */
 
     pthread_mutex_t flights_lock; /* taken before the cache's */
     pthread_cond_t flight_landed;
@@ -378,6 +382,9 @@ int remote_index_open(struct cairn_client *client, const struct ref *ref, struct
     pthread_cond_init(&ix->flight_landed, NULL);
     ret = fetch_opening(ix, ref, err);
     if (ret == CAIRN_OK)
+        ret = chain_index_new(ix->l1, &(struct index_slices){.get = get_slice, .ctx = ix},
+                              HELD_BYTES, &ix->held, err);
+    if (ret == CAIRN_OK)
         *ret_index = steal_ptr(ix);
     return ret;
 }
@@ -386,6 +393,7 @@ void remote_index_free(struct remote_index *ix)
 {
     if (!ix)
         return;
+    chain_index_free(ix->held);
     index_l1_unref(ix->l1);
     manifest_free(ix->manifest);
     slice_cache_unref(ix->cache);
@@ -411,7 +419,7 @@ struct index_l1 *remote_index_l1(struct remote_index *ix)
 
 struct index_slices remote_index_slices(struct remote_index *ix)
 {
-    return (struct index_slices){.get = get_slice, .ctx = ix};
+    return chain_index_slices(ix->held);
 }
 
 struct slice_cache *remote_index_cache(const struct remote_index *ix)
