@@ -169,7 +169,7 @@ class Differential(Case):
         def one_case(rng, folder, log):
             work = turns.Turns(rng, folder, log)
             for _ in range(rng.randint(0, 5)):
-                work.ours() if rng.random() < 0.4 else work.theirs()
+                rng.choices((work.ours, work.theirs, work.stack), (8, 12, 3))[0]()
             work.ours()
             return work.nr_turns
         self.run_cases("in turns", one_case)

@@ -29,26 +29,45 @@ class Turns:
     def __init__(self, rng, folder, log):
         self.rng, self.folder, self.log = rng, folder, log
         self.image, self.nr_turns = folder / "active.qcow2", 0
-        self.chain, self.beneath = None, "-"
-        size = rng.randrange(1, rng.choice((MIB, SIZE_MAX)) // SECTOR) * SECTOR
+        self.top, self.top_format, self.beneath = None, None, "-"  # the chain's, and its content
         if rng.random() < 0.75:
-            self.chain = Beneath(rng, folder)
-            self.beneath = folder / "beneath.raw"
-            log.append(self.chain.describe())
-            size = rng.choice((size, self.look_beneath()))
-        self.cluster = 1 << rng.randint(14, 21)
-        self.mirror = Mirror(self.beneath_bytes(size))
+            chain = Beneath(rng, folder)
+            log.append(chain.describe())
+            self.top, self.top_format = chain.top, chain.top_format
         self.sources = [self.source(number) for number in range(4)]
+        self.start()
+
+    def start(self):
+        """A new active layer over what there is."""
+        size = self.rng.randrange(1, self.rng.choice((MIB, SIZE_MAX)) // SECTOR) * SECTOR
+        if self.top:
+            self.beneath = self.folder / "beneath.raw"
+            size = self.rng.choice((size, self.look_beneath()))
+        self.cluster = 1 << self.rng.randint(14, 21)
+        self.mirror = Mirror(self.beneath_bytes(size))
         self.ours([f"create {size} {self.cluster.bit_length() - 1}"])
+
+    def stack(self):
+        """What there is becomes a layer of the chain, as it is or sealed, and gets a new one."""
+        layer, copy = self.folder / f"layer-of-turn{self.nr_turns}.qcow2", self.copy_for_qemu()
+        compression = self.rng.choice((None, "none", "zlib", "zstd"))
+        self.log.append(f"{layer.name}: seal --compress {compression}")
+        if compression:
+            seal(copy, layer, compression)
+        else:
+            copy.rename(layer)
+        self.image.unlink()
+        self.top, self.top_format = layer, "qcow2"
+        self.start()
 
     # -- What lies beneath, and what is written ----------------------------------------------------
 
     def look_beneath(self):
         """The chain's content as QEMU reads it, for our copy-on-write; its size."""
-        return len(qemu.convert(self.chain.top, self.beneath, self.chain.top_format))
+        return len(qemu.convert(self.top, self.beneath, self.top_format))
 
     def beneath_bytes(self, size):
-        content = self.beneath.read_bytes()[:size] if self.chain else b""
+        content = self.beneath.read_bytes()[:size] if self.top else b""
         return content + bytes(size - len(content))
 
     def source(self, number):
@@ -60,7 +79,7 @@ class Turns:
         """The image as QEMU can open it: its backing name leads nowhere."""
         def of(driver, path):
             return {"driver": driver, "file": {"driver": "file", "filename": str(path)}}
-        below = of(self.chain.top_format, self.chain.top) if self.chain and backing else None
+        below = of(self.top_format, self.top) if self.top and backing else None
         return "json:" + json.dumps(dict(of("qcow2", self.image), backing=below))
 
     @property
@@ -69,7 +88,7 @@ class Turns:
 
     @property
     def beneath_size(self):
-        return self.beneath.stat().st_size if self.chain else 0
+        return self.beneath.stat().st_size if self.top else 0
 
     # -- Random operations, noted in the mirror --------------------------------------------------
 
@@ -287,7 +306,7 @@ class Turns:
 
     def commit_turn(self):
         """Into the layer beneath, which then holds what the disk shows."""
-        if not self.chain or self.chain.top_format == "raw" or self.look_beneath() < self.size:
+        if self.top_format != "qcow2" or self.look_beneath() < self.size:
             return
         self.img("commit", "-q", self.node())
         self.look_beneath()
@@ -300,8 +319,7 @@ class Turns:
         command open it."""
         copy = self.folder / "copy.qcow2"
         run("cp", "--sparse=never", self.image, copy)
-        below = ("-F", self.chain.top_format, "-b", self.chain.top.name) if self.chain \
-            else ("-b", "")
+        below = ("-F", self.top_format, "-b", self.top.name) if self.top else ("-b", "")
         qemu.img("rebase", "-u", "-f", "qcow2", *below, copy)
         return copy
 
@@ -334,7 +352,7 @@ class Turns:
                                       bytes(self.mirror.now))
         assert difference is None, f"sealed, expected: {difference}"
         difference = qemu.first_depth_difference(qemu.extent_map(sealed), theirs)
-        assert difference is None or not self.chain, f"sealed, layers: {difference}"
+        assert difference is None or not self.top, f"sealed, layers: {difference}"
         sealed.unlink()
 
 
