@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "image_info.h"
+#include "json_memory.h"
 #include "quote.h"
 #include "remote_blobs.h"
 
@@ -22,12 +23,7 @@ static void json_decref_p(json_t **json)
 
 static int take_text(json_t *json, char **ret_json, struct cairn_error *err)
 {
-    char *text = json_dumps(json, JSON_COMPACT);
-
-    if (!text)
-        return error_no_memory(err, "JSON");
-    *ret_json = text;
-    return CAIRN_OK;
+    return json_memory_dump(json, JSON_COMPACT, ret_json, err);
 }
 
 /* -- The disk API's answers ----------------------------------------------------------------- */
@@ -84,7 +80,7 @@ static int add_snapshots(struct cairn_client *client, const char *repo, const st
     if (ret == CAIRN_OK)
         ret = qcow2_image_open(src, QCOW2_OPEN_INFO, &image, err);
     if (ret == CAIRN_OK)
-        image_info_add_snapshots(info, image);
+        ret = image_info_add_snapshots(info, image, err);
     return ret;
 }
 
@@ -216,8 +212,10 @@ static int get_page(struct cairn_client *client, char **path, const char *field,
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "%s", what);
     if (answer.status == 200) {
-        page = answer.body ? json_loadb(answer.body, answer.body_len, 0, NULL) : NULL;
-        ret = append_strings(list, page, field, what, err);
+        if (answer.body)
+            ret = json_memory_load(answer.body, answer.body_len, 0, &page, NULL, err);
+        if (ret == CAIRN_OK)
+            ret = append_strings(list, page, field, what, err);
     } else {
         ret = remote_answer_error(&answer, what, err);
     }

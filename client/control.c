@@ -34,6 +34,7 @@
 #include <sys/un.h>
 
 #include "disk.h"
+#include "json_memory.h"
 #include "quote.h"
 #include "sealing.h"
 
@@ -70,12 +71,13 @@ static void set_deadlines(int fd, int receive_s)
 /* Takes over the reference to json; NULL is out of memory. */
 static int send_line(int fd, json_t *json, struct cairn_error *err)
 {
-    CLEANUP_FREE char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
+    CLEANUP_FREE char *text = NULL;
+    int ret = json_memory_dump(json, JSON_COMPACT, &text, err);
     size_t len, sent = 0;
 
     json_decref(json);
-    if (!text)
-        return error_no_memory(err, "a line for the control socket");
+    if (ret != CAIRN_OK)
+        return ret;
     len = strlen(text);
     text[len++] = '\n'; /* in the place of its zero */
     while (sent < len) {
@@ -97,11 +99,10 @@ struct line_reader {
 
 static int parse_line(const char *line, size_t len, json_t **ret_json, struct cairn_error *err)
 {
-    json_error_t why;
+    int ret = json_memory_load(line, len, JSON_REJECT_DUPLICATES, ret_json, NULL, err);
 
-    *ret_json = json_loadb(line, len, JSON_REJECT_DUPLICATES, &why);
-    if (json_is_object(*ret_json))
-        return CAIRN_OK;
+    if (ret != CAIRN_OK || json_is_object(*ret_json))
+        return ret;
     json_decref(*ret_json);
     return error_set(err, CAIRN_E_CORRUPT, "control socket: expected a JSON object on a line");
 }
@@ -312,10 +313,13 @@ static int run_snapshot(struct connection *conn, const char *ref,
 static int run_info(struct connection *conn, json_t **ret_result, struct cairn_error *err)
 {
     CLEANUP_FREE char *text = NULL;
+    json_t *info;
     int ret = cairn_disk_info(conn->control->disk, &text, err);
 
     if (ret == CAIRN_OK)
-        *ret_result = json_pack("{s:o}", "result", json_loads(text, 0, NULL));
+        ret = json_memory_load(text, strlen(text), 0, &info, NULL, err);
+    if (ret == CAIRN_OK)
+        *ret_result = json_pack("{s:o}", "result", info);
     return ret;
 }
 
@@ -668,7 +672,8 @@ int control_ask_info(struct cairn_client *client, const char *folder, bool *ret_
 
     if (ret != CAIRN_OK || !*ret_running)
         return ret;
-    *ret_json = json_dumps(json_object_get(answer, "result"), JSON_COMPACT | JSON_ENCODE_ANY);
+    ret = json_memory_dump(json_object_get(answer, "result"), JSON_COMPACT | JSON_ENCODE_ANY,
+                           ret_json, err);
     json_decref(answer);
-    return *ret_json ? CAIRN_OK : error_no_memory(err, "the facts of a disk");
+    return ret;
 }

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "checked.h"
+#include "json_memory.h"
 #include "quote.h"
 
 #define STATE_VERSION  1
@@ -43,38 +44,30 @@ static json_t *encode_layers(const struct disk_state *state)
     return layers;
 }
 
-/* Nothing if there was none; false: out of memory. */
-static bool encode_repair(const struct disk_repair *repair, json_t *json)
+static json_t *encode_repair(const struct disk_repair *repair)
 {
-    return repair->time == 0 ||
-           json_object_set_new(json, "lastRepair",
-                               json_pack("{s:I, s:I}", "time", (json_int_t)repair->time,
-                                         "leaksFreed", (json_int_t)repair->leaks)) == 0;
+    return json_pack("{s:I, s:I}", "time", (json_int_t)repair->time, "leaksFreed",
+                     (json_int_t)repair->leaks);
 }
 
 int disk_state_encode(const struct disk_state *state, char **ret_json, struct cairn_error *err)
 {
     char manifest[DIGEST_STR_MAX], chain_id[DIGEST_STR_MAX];
-    json_t *json = json_pack(
-        "{s:i, s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:s}", "version", STATE_VERSION, "madeFrom",
-        state->made_from, "ref", state->ref, "repository", state->repo, "manifest",
-        digest_format(&state->manifest, manifest), "chainId",
-        digest_format(&state->chain_id, chain_id), "virtualSize", (json_int_t)state->virtual_size,
-        "layers", encode_layers(state), "active", DISK_FOLDER_ACTIVE);
-    char *text = NULL;
+    json_t *json;
+    int ret;
 
-    if (json && encode_repair(&state->last_repair, json))
-        text = json_dumps(json, JSON_INDENT(2));
-    /* A layer that could not be appended for want of memory must not be lost silently. */
-    if (text && json_array_size(json_object_get(json, "layers")) != state->nr_sealed) {
-        free(text);
-        text = NULL;
-    }
+    json_memory_begin();
+    json = json_pack("{s:i, s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:s}", "version", STATE_VERSION,
+                     "madeFrom", state->made_from, "ref", state->ref, "repository", state->repo,
+                     "manifest", digest_format(&state->manifest, manifest), "chainId",
+                     digest_format(&state->chain_id, chain_id), "virtualSize",
+                     (json_int_t)state->virtual_size, "layers", encode_layers(state), "active",
+                     DISK_FOLDER_ACTIVE);
+    if (json && state->last_repair.time != 0)
+        json_object_set_new(json, "lastRepair", encode_repair(&state->last_repair));
+    ret = json_memory_dump(json, JSON_INDENT(2), ret_json, err);
     json_decref(json);
-    if (!text)
-        return error_no_memory(err, "disk.json");
-    *ret_json = text;
-    return CAIRN_OK;
+    return ret;
 }
 
 /* -- Reading -------------------------------------------------------------------------------- */
@@ -216,14 +209,15 @@ static int read_layers(const struct state_reader *r, struct disk_state *state)
 static int read_repair(const struct state_reader *r, struct disk_repair *ret_repair)
 {
     json_t *value = json_object_get(r->json, "lastRepair");
-    json_int_t when, leaks;
+    json_int_t when = json_integer_value(json_object_get(value, "time"));
+    const json_t *leaks = json_object_get(value, "leaksFreed");
 
     if (!value)
         return CAIRN_OK;
-    if (json_unpack(value, "{s:I, s:I !}", "time", &when, "leaksFreed", &leaks) != 0 || when <= 0 ||
-        leaks < 0)
+    if (json_object_size(value) != 2 || when <= 0 || !json_is_integer(leaks) ||
+        json_integer_value(leaks) < 0)
         return bad_field(r, "lastRepair", NULL, "{\"time\": seconds, \"leaksFreed\": a number}");
-    *ret_repair = (struct disk_repair){.time = when, .leaks = (uint64_t)leaks};
+    *ret_repair = (struct disk_repair){.time = when, .leaks = (uint64_t)json_integer_value(leaks)};
     return CAIRN_OK;
 }
 
@@ -302,10 +296,12 @@ int disk_state_parse(const void *json, size_t len, const char *what, struct disk
 {
     struct disk_state state = {.nr_sealed = 0};
     json_error_t why;
-    json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &why);
+    json_t *root;
+    int ret = json_memory_load(json, len, JSON_REJECT_DUPLICATES, &root, &why, err);
     const struct state_reader r = {.what = what, .json = root, .err = err};
-    int ret;
 
+    if (ret != CAIRN_OK)
+        return ret;
     if (!json_is_object(root)) {
         ret = error_set(err, CAIRN_E_CORRUPT, "%s: not a JSON object (line %d: %s)", what,
                         root ? 1 : why.line, root ? "another type" : why.text);

@@ -11,6 +11,7 @@
 
 #include "cairn.h"
 #include "checked.h"
+#include "json_memory.h"
 #include "json_text.h"
 #include "local_chain.h"
 #include "qcow2_check.h"
@@ -139,16 +140,17 @@ static int check_and_repair(struct image_check *c, enum qcow2_repair_mode mode, 
 {
     CLEANUP(json_decref_p) json_t *root = NULL;
     struct qcow2_check_result before;
-    int ret = look(c, mode, err);
+    int ret;
 
+    json_memory_begin();
+    ret = look(c, mode, err);
     before = c->result;
     if (ret == CAIRN_OK && mode != QCOW2_REPAIR_NONE)
         ret = look(c, QCOW2_REPAIR_NONE, err);
     if (ret != CAIRN_OK)
         return ret;
     root = outcome(c, &before);
-    *ret_json = root ? json_dumps(root, JSON_COMPACT) : NULL;
-    return *ret_json ? CAIRN_OK : error_no_memory(err, "JSON");
+    return json_memory_dump(root, JSON_COMPACT, ret_json, err);
 }
 
 static enum qcow2_repair_mode repair_mode(enum cairn_repair repair)

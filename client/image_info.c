@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "cairn.h"
+#include "json_memory.h"
 #include "json_text.h"
 #include "local_chain.h"
 #include "qcow2.h"
@@ -148,9 +149,15 @@ static void add_references(json_t *root, const struct qcow2_header *h)
 
 /* -- Snapshots and bitmaps ------------------------------------------------------------------ */
 
-static void note_unreadable(json_t *root, const char *what, const struct cairn_error *err)
+/* What an image lacks is noted as a member; that memory lacks is no fact of the image. */
+static int note(json_t *root, const char *member, int code, const struct cairn_error *why,
+                struct cairn_error *err)
 {
-    json_object_set_new(root, what, json_text(err->message, strlen(err->message)));
+    if (code == CAIRN_E_NO_MEMORY)
+        return error_no_memory(err, "the description of an image");
+    if (code != CAIRN_OK)
+        json_object_set_new(root, member, json_text(why->message, strlen(why->message)));
+    return CAIRN_OK;
 }
 
 static json_t *snapshot_to_json(const struct qcow2_snapshot *s)
@@ -162,19 +169,18 @@ static json_t *snapshot_to_json(const struct qcow2_snapshot *s)
                      number(s->vm_state_size), "virtualSize", number(s->disk_size));
 }
 
-void image_info_add_snapshots(json_t *root, struct qcow2_image *image)
+int image_info_add_snapshots(json_t *root, struct qcow2_image *image, struct cairn_error *err)
 {
     const struct qcow2_snapshot *snapshots;
-    struct cairn_error err;
+    struct cairn_error why;
     json_t *list = json_array();
     uint32_t nr;
-    int ret = qcow2_image_snapshots(image, &snapshots, &nr, &err);
+    int ret = qcow2_image_snapshots(image, &snapshots, &nr, &why);
 
     for (uint32_t i = 0; ret == CAIRN_OK && i < nr; i++)
         json_array_append_new(list, snapshot_to_json(&snapshots[i]));
     json_object_set_new(root, "snapshots", list);
-    if (ret != CAIRN_OK)
-        note_unreadable(root, "snapshotsUnreadable", &err);
+    return note(root, "snapshotsUnreadable", ret, &why, err);
 }
 
 static json_t *bitmap_to_json(struct qcow2_image *image, const struct qcow2_bitmap *b)
@@ -194,26 +200,28 @@ static json_t *bitmap_to_json(struct qcow2_image *image, const struct qcow2_bitm
 static int add_bitmaps(json_t *root, struct qcow2_image *image, struct cairn_error *err)
 {
     const struct qcow2_bitmap *bitmaps;
+    struct cairn_error why;
     json_t *list = json_array();
     uint32_t nr;
-    int ret = qcow2_image_bitmaps(image, &bitmaps, &nr, err);
+    int ret = qcow2_image_bitmaps(image, &bitmaps, &nr, &why);
 
     for (uint32_t i = 0; ret == CAIRN_OK && i < nr; i++)
         json_array_append_new(list, bitmap_to_json(image, &bitmaps[i]));
     json_object_set_new(root, "bitmaps", list);
-    return ret;
+    return note(root, "bitmapsUnreadable", ret, &why, err);
 }
 
 /* -- The whole ------------------------------------------------------------------------------ */
 
 /* Would the image do as a layer?  If not, "refused" says why. */
-static void add_verdict(json_t *root, struct source *src, enum layer_format format)
+static int add_verdict(json_t *root, struct source *src, enum layer_format format,
+                       struct cairn_error *err)
 {
     CLEANUP(layer_free_p) struct layer *layer = NULL;
-    struct cairn_error err;
+    struct cairn_error why;
+    int ret = layer_open(src, format, &layer, &why);
 
-    if (layer_open(src, format, &layer, &err) != CAIRN_OK)
-        json_object_set_new(root, "refused", json_text(err.message, strlen(err.message)));
+    return note(root, "refused", ret, &why, err);
 }
 
 static int describe_qcow2(json_t *root, struct source *src, struct cairn_error *err)
@@ -221,7 +229,6 @@ static int describe_qcow2(json_t *root, struct source *src, struct cairn_error *
     CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
     CLEANUP(json_decref_p) json_t *header = NULL;
     const struct qcow2_header *h;
-    struct cairn_error trouble;
     int ret = qcow2_image_open(src, QCOW2_OPEN_INFO, &image, err);
 
     if (ret != CAIRN_OK)
@@ -233,15 +240,14 @@ static int describe_qcow2(json_t *root, struct source *src, struct cairn_error *
     json_object_set_new(root, "features", all_features(h));
     json_object_set_new(root, "extensions", extensions_to_json(h));
     add_references(root, h);
-    image_info_add_snapshots(root, image);
-    if (add_bitmaps(root, image, &trouble) != CAIRN_OK)
-        note_unreadable(root, "bitmapsUnreadable", &trouble);
+    ret = image_info_add_snapshots(root, image, err);
+    if (ret == CAIRN_OK)
+        ret = add_bitmaps(root, image, err);
     if (h->stale_bitmaps)
         json_object_set_new(root, "bitmapsUnreadable",
                             json_string("inconsistent: a program that does not know bitmaps wrote "
                                         "the image (autoclear bit 0 is not set)"));
-    add_verdict(root, src, LAYER_QCOW2);
-    return CAIRN_OK;
+    return ret == CAIRN_OK ? add_verdict(root, src, LAYER_QCOW2, err) : ret;
 }
 
 int cairn_image_info(const char *file, const char *format_name, char **ret_json,
@@ -257,6 +263,7 @@ int cairn_image_info(const char *file, const char *format_name, char **ret_json,
         ret = local_open(file, &src, &st, err);
     if (ret != CAIRN_OK)
         return ret;
+    json_memory_begin();
     root = json_pack("{s:o, s:s, s:o, s:o}", "file", json_text(file, strlen(file)), "format",
                      format == LAYER_RAW ? "raw" : "qcow2", "fileSize", number(src->size),
                      "allocatedBytes", number((uint64_t)st.st_blocks * 512));
@@ -266,8 +273,5 @@ int cairn_image_info(const char *file, const char *format_name, char **ret_json,
         ret = describe_qcow2(root, src, err);
     else
         json_object_set_new(root, "virtualSize", number((src->size + 511) / 512 * 512));
-    if (ret != CAIRN_OK)
-        return ret;
-    *ret_json = json_dumps(root, JSON_COMPACT);
-    return *ret_json ? CAIRN_OK : error_no_memory(err, "JSON");
+    return ret == CAIRN_OK ? json_memory_dump(root, JSON_COMPACT, ret_json, err) : ret;
 }

@@ -10,6 +10,6 @@
 #include "qcow2_image.h"
 
 /* Set "snapshots" in root to their list; where it cannot be read, "snapshotsUnreadable" to why. */
-void image_info_add_snapshots(json_t *root, struct qcow2_image *image);
+int image_info_add_snapshots(json_t *root, struct qcow2_image *image, struct cairn_error *err);
 
 #endif

@@ -11,6 +11,7 @@
 
 #include "cairn.h"
 #include "checked.h"
+#include "json_memory.h"
 #include "json_text.h"
 #include "local_chain.h"
 #include "sealing.h"
@@ -67,8 +68,7 @@ static int describe(const char *file, const char *out, const struct cairn_seal_o
                   "compressedClusters", number(r->compressed_clusters), "snapshotsDropped",
                   number(r->dropped_snapshots), "bitmapsDropped", number(r->dropped_bitmaps));
 
-    *ret_json = root ? json_dumps(root, JSON_COMPACT) : NULL;
-    return *ret_json ? CAIRN_OK : error_no_memory(err, "JSON");
+    return json_memory_dump(root, JSON_COMPACT, ret_json, err);
 }
 
 static int seal_into(const char *file, const char *out, const struct seal_options *options,

@@ -5,7 +5,7 @@
  */
 #include "map_json.h"
 
-#include <jansson.h>
+#include "json_memory.h"
 
 #define BATCH 256
 
@@ -110,12 +110,15 @@ static int append_json(void *ctx, const struct cairn_map_entry *e)
 int map_to_json(const struct local_index *index, const struct digest *layers, char **ret_json,
                 struct cairn_error *err)
 {
-    struct writing w = {.depth = index->l1->depth, .layers = layers, .list = json_array()};
-    int ret = w.list ? map_each(index, append_json, &w, err) : error_no_memory(err, "JSON");
+    struct writing w = {.depth = index->l1->depth, .layers = layers};
+    int ret;
 
+    json_memory_begin();
+    w.list = json_array();
+    ret = map_each(index, append_json, &w, err);
     if (ret == CAIRN_OK)
-        *ret_json = json_dumps(w.list, JSON_COMPACT);
-    if (ret == CAIRN_E_CANCELLED || (ret == CAIRN_OK && !*ret_json))
+        ret = json_memory_dump(w.list, JSON_COMPACT, ret_json, err);
+    else if (ret == CAIRN_E_CANCELLED)
         ret = error_no_memory(err, "JSON");
     json_decref(w.list);
     return ret;

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "json_memory.h"
 #include "json_text.h"
 #include "push.h"
 #include "quote.h"
@@ -371,10 +372,8 @@ int cairn_push_internal_all(struct cairn_client *client, const char *file, const
                             err);
     if (ret == CAIRN_OK)
         ret = push_all(&in, tags, root, err);
-    if (ret == CAIRN_OK) {
-        *ret_json = json_dumps(root, JSON_COMPACT);
-        ret = *ret_json ? CAIRN_OK : error_no_memory(err, "JSON");
-    }
+    if (ret == CAIRN_OK)
+        ret = json_memory_dump(root, JSON_COMPACT, ret_json, err);
     snapshot_tags_free(tags, in.states.nr_snapshots);
     json_decref(root);
     return ret;

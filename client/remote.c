@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "checked.h"
+#include "json_memory.h"
 #include "remote_conn.h"
 
 #define BODY_MAX_DEFAULT ((size_t)64 << 20)
@@ -394,11 +395,15 @@ int remote_answer_json(const struct remote_answer *answer, const char *what, jso
                        struct cairn_error *err)
 {
     json_error_t trouble = {0};
-    json_t *json;
+    json_t *json = NULL;
+    int ret = CAIRN_OK;
 
     if (answer->status != 200)
         return remote_answer_error(answer, what, err);
-    json = answer->body ? json_loadb(answer->body, answer->body_len, 0, &trouble) : NULL;
+    if (answer->body)
+        ret = json_memory_load(answer->body, answer->body_len, 0, &json, &trouble, err);
+    if (ret != CAIRN_OK)
+        return ret;
     if (!json)
         return error_set(err, CAIRN_E_CORRUPT, "%s: the answer is not JSON: %s", what,
                          answer->body ? trouble.text : "it is empty");

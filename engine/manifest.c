@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "json_memory.h"
 #include "quote.h"
 
 /* An object with an annotations object per layer, and what surrounds them. */
@@ -87,11 +88,9 @@ static int load_json(const char *text, size_t len, json_t **ret_root, struct cai
 
     if (rc < 0)
         return rc;
-    *ret_root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &jerr);
-    if (*ret_root)
-        return CAIRN_OK;
-    if (json_error_code(&jerr) == json_error_out_of_memory)
-        return error_no_memory(err, "a manifest");
+    rc = json_memory_load(text, len, JSON_REJECT_DUPLICATES, ret_root, &jerr, err);
+    if (rc < 0 || *ret_root)
+        return rc;
     return error_set(err, CAIRN_E_CORRUPT, "manifest: not valid JSON at byte %d: %s", jerr.position,
                      quote_str(jerr.text, quoted));
 }
@@ -442,17 +441,16 @@ int manifest_encode(const struct manifest *m, char **ret_json, size_t *ret_len,
                     struct cairn_error *err)
 {
     CLEANUP(json_decref_p) json_t *root = NULL;
-    char *text;
+    int rc;
 
+    json_memory_begin();
     root = json_pack("{s:i, s:s, s:s, s:o, s:o}", "schemaVersion", 2, "mediaType",
                      MANIFEST_MEDIA_TYPE, "artifactType", MANIFEST_ARTIFACT_TYPE, "config",
                      empty_config(), "layers", layer_descriptors(m));
     if (!root || add_optional(m, root) < 0)
         return error_no_memory(err, "a manifest");
-    text = json_dumps(root, JSON_COMPACT | JSON_SORT_KEYS);
-    if (!text)
-        return error_no_memory(err, "a manifest");
-    *ret_json = text;
-    *ret_len = strlen(text);
-    return CAIRN_OK;
+    rc = json_memory_dump(root, JSON_COMPACT | JSON_SORT_KEYS, ret_json, err);
+    if (rc == CAIRN_OK)
+        *ret_len = strlen(*ret_json);
+    return rc;
 }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "json_memory.h"
 #include "log.h"
 
 #define RETRY_AFTER_S 1
@@ -136,10 +137,11 @@ void http_reply_buffer(struct http_reply *reply, unsigned status, const char *co
 
 void http_reply_json(struct http_reply *reply, unsigned status, json_t *json)
 {
-    char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
+    char *text;
+    int code = json_memory_dump(json, JSON_COMPACT, &text, NULL);
 
     json_decref(json);
-    if (text)
+    if (code == CAIRN_OK)
         http_reply_buffer(reply, status, "application/json", text, strlen(text));
     else
         http_reply_status(reply, MHD_HTTP_SERVICE_UNAVAILABLE); /* out of memory */

@@ -16,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "json_memory.h"
+
 #define PAGE_MAX            10000u
 #define RECORD_MAX          (1u << 20)
 #define REFERRERS_BYTES_MAX (4u << 20) /* of one page */
@@ -224,9 +226,12 @@ struct referrers {
 
 static int add_record(struct referrers *list, const void *buf, size_t len, struct cairn_error *err)
 {
-    CLEANUP(json_decref_p) json_t *record = json_loadb(buf, len, 0, NULL);
+    CLEANUP(json_decref_p) json_t *record = NULL;
+    int code = json_memory_load(buf, len, 0, &record, NULL, err);
     const char *type = json_string_value(json_object_get(record, "artifactType"));
 
+    if (code != CAIRN_OK)
+        return code;
     if (!json_is_object(record))
         return error_set(err, CAIRN_E_CORRUPT, "a record in %s is not JSON", list->prefix);
     if (list->artifact_type && (!type || strcmp(type, list->artifact_type) != 0))
@@ -264,6 +269,7 @@ static void reply_referrers(const struct registry_call *call, const struct diges
 {
     char text[DIGEST_STR_MAX], *body;
     json_t *json;
+    int code;
 
     if (list->artifact_type)
         http_reply_header(call->reply, "OCI-Filters-Applied", "artifactType");
@@ -274,9 +280,9 @@ static void reply_referrers(const struct registry_call *call, const struct diges
                           list->artifact_type ? list->artifact_type : "");
     json = json_pack("{s:i, s:s, s:O}", "schemaVersion", 2, "mediaType", INDEX_MEDIA_TYPE,
                      "manifests", list->manifests);
-    body = json ? json_dumps(json, JSON_COMPACT) : NULL;
+    code = json_memory_dump(json, JSON_COMPACT, &body, NULL);
     json_decref(json);
-    if (body)
+    if (code == CAIRN_OK)
         http_reply_buffer(call->reply, MHD_HTTP_OK, INDEX_MEDIA_TYPE, body, strlen(body));
     else
         http_reply_status(call->reply, MHD_HTTP_SERVICE_UNAVAILABLE);

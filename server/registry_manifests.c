@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "json_memory.h"
 #include "quote.h"
 
 #define TAG_TRIES      100
@@ -126,10 +127,13 @@ static int parse_document(const void *buf, size_t len, struct document *doc,
 {
     const char *artifact_type;
     int r = manifest_parse(buf, len, &doc->disk, err);
+    int json_code;
 
     if (r && r != CAIRN_E_UNSUPPORTED)
         return r;
-    doc->json = json_loadb(buf, len, JSON_REJECT_DUPLICATES, NULL);
+    json_code = json_memory_load(buf, len, JSON_REJECT_DUPLICATES, &doc->json, NULL, err);
+    if (json_code != CAIRN_OK)
+        return json_code;
     if (!doc->json)
         return not_valid(err, "the document", "JSON without duplicate keys");
     artifact_type = json_string_value(json_object_get(doc->json, "artifactType"));
@@ -195,12 +199,12 @@ static int put_referrer(const struct registry_call *call, const struct document 
                         const struct digest *d, size_t len, struct cairn_error *err)
 {
     CLEANUP(json_decref_p) json_t *record = referrer_record(doc, d, len);
-    CLEANUP_FREE char *text = record ? json_dumps(record, JSON_COMPACT) : NULL;
+    CLEANUP_FREE char *text = NULL;
     char key[REGISTRY_KEY_MAX];
-    int r;
+    int r = json_memory_dump(record, JSON_COMPACT, &text, err);
 
-    if (!text)
-        return error_no_memory(err, "a referrer's record");
+    if (r)
+        return r;
     registry_referrer_key(call->target.repo, &doc->subject, d, key);
     r = store_put(call->store, key, text, strlen(text), STORE_PUT_IF_ABSENT, err);
     return r == CAIRN_E_CONFLICT ? CAIRN_OK : r;
