@@ -118,6 +118,27 @@ int __wrap_asprintf(char **ret_text, const char *fmt, ...)
     return len;
 }
 
+/* What _FORTIFY_SOURCE makes of the two. */
+int __wrap___vasprintf_chk(char **ret_text, int flag, const char *fmt, va_list ap);
+int __wrap___vasprintf_chk(char **ret_text, int flag, const char *fmt, va_list ap)
+{
+    (void)flag;
+    return __wrap_vasprintf(ret_text, fmt, ap);
+}
+
+int __wrap___asprintf_chk(char **ret_text, int flag, const char *fmt, ...);
+int __wrap___asprintf_chk(char **ret_text, int flag, const char *fmt, ...)
+{
+    va_list ap;
+    int len;
+
+    (void)flag;
+    va_start(ap, fmt);
+    len = __wrap_vasprintf(ret_text, fmt, ap);
+    va_end(ap);
+    return len;
+}
+
 WRAPPED(DIR *, fdopendir, int fd)
 {
     return fails() ? NULL : __real_fdopendir(fd);
