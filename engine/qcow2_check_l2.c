@@ -236,7 +236,8 @@ static int refer_table(struct qcow2_check *c, struct l2_walk *walk, struct cairn
     size_t step = qcow2_l2_entry_size(&c->hdr);
     int r = CAIRN_OK;
 
-    for (uint64_t i = 0; i < nr && r == CAIRN_OK;) {
+    for (uint64_t i = qcow2_empty_run(&c->hdr, walk->bytes, nr); i < nr && r == CAIRN_OK;
+         i += qcow2_empty_run(&c->hdr, walk->bytes + i * step, nr - i)) {
         const uint8_t *at = walk->bytes + i * step;
         uint64_t guest_off = entry_guest_off(c, walk->ref, i, walk->active);
         uint64_t run = c->data_file ? 0 : qcow2_data_run(&c->hdr, c->src->size, at, nr - i);

@@ -19,6 +19,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "bytes.h"
 #include "chain_index.h"
@@ -302,6 +303,19 @@ uint64_t qcow2_data_run(const struct qcow2_header *hdr, uint64_t file_size, cons
     return nr;
 }
 
+/* 64 bytes at a time: the tables of a small layer are next to empty. */
+uint64_t qcow2_empty_run(const struct qcow2_header *hdr, const uint8_t *at, uint64_t max)
+{
+    uint64_t len = max * qcow2_l2_entry_size(hdr), done = 0, w[8];
+
+    for (; len - done >= sizeof(w); done += sizeof(w)) {
+        memcpy(w, at + done, sizeof(w));
+        if (w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7])
+            break;
+    }
+    return done / qcow2_l2_entry_size(hdr);
+}
+
 /* -- Extents ----------------------------------------------------------------------------------- */
 
 /* An L2 table that [host_off, host_off + len) touches; 0: none. */
@@ -442,7 +456,8 @@ static int scan_table(struct scan *s, const uint8_t *table, uint64_t guest_off,
                           div_round_up(s->virtual_size - guest_off, s->cluster_size));
     int r = CAIRN_OK;
 
-    for (uint64_t i = 0; i < nr && r == CAIRN_OK;) {
+    for (uint64_t i = qcow2_empty_run(s->hdr, table, nr); i < nr && r == CAIRN_OK;
+         i += qcow2_empty_run(s->hdr, table + i * step, nr - i)) {
         const uint8_t *at = table + i * step;
         uint64_t run = qcow2_data_run(s->hdr, s->src->size, at, nr - i);
         struct extent e = {.guest_off = guest_off + i * s->cluster_size,

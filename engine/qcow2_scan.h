@@ -33,4 +33,7 @@ int qcow2_scan(struct source *src, const struct qcow2_header *hdr, const struct 
 uint64_t qcow2_data_run(const struct qcow2_header *hdr, uint64_t file_size, const uint8_t *at,
                         uint64_t max);
 
+/* How many entries from at on, at most max, are surely all zeros; there may be more of them. */
+uint64_t qcow2_empty_run(const struct qcow2_header *hdr, const uint8_t *at, uint64_t max);
+
 #endif
