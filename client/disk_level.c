@@ -54,6 +54,31 @@ static int read_below(void *ctx, void *buf, size_t len, uint64_t guest_off, stru
     return inside > 0 ? disk_level_pread(below, buf, inside, guest_off, err) : CAIRN_OK;
 }
 
+/* What is below a hole, into the rest of the result. */
+static int map_hole(struct disk_level *level, const struct extent *hole, struct extent *ret_extents,
+                    size_t max, size_t *ret_nr, struct cairn_error *err)
+{
+    CLEANUP(disk_level_unref_p) struct disk_level *below = disk_level_below(level);
+    uint64_t size = disk_level_size(below);
+
+    if (hole->guest_off >= size) { /* a part of level's own hole, which what is beneath ends in */
+        ret_extents[0] = *hole;
+        *ret_nr = 1;
+        return CAIRN_OK;
+    }
+    return disk_level_map(below, hole->guest_off, min_u64(hole->len, size - hole->guest_off),
+                          ret_extents, max, ret_nr, err);
+}
+
+static int map_below(void *ctx, uint64_t guest_off, uint64_t len, struct extent *ret_extent,
+                     struct cairn_error *err)
+{
+    const struct extent hole = {.guest_off = guest_off, .len = len, .kind = EXTENT_HOLE};
+    size_t nr;
+
+    return map_hole(ctx, &hole, ret_extent, 1, &nr, err);
+}
+
 int disk_level_new_local(disk_level_open_fn open, const char *path,
                          const struct active_options *options, struct disk_level *below,
                          struct disk_level **ret_level, struct cairn_error *err)
@@ -65,7 +90,8 @@ int disk_level_new_local(disk_level_open_fn open, const char *path,
     if (ret != CAIRN_OK)
         return ret;
     level->below = disk_level_ref(below);
-    with_backing.backing = (struct active_backing){.pread = read_below, .ctx = level};
+    with_backing.backing =
+        (struct active_backing){.pread = read_below, .ctx = level, .map_one = map_below};
     ret = open(path, &with_backing, &level->active, err);
     if (ret == CAIRN_OK)
         *ret_level = steal_ptr(level);
@@ -131,22 +157,6 @@ int disk_level_pread(struct disk_level *level, void *buf, size_t len, uint64_t g
     if (level->remote)
         return remote_disk_pread(level->remote, buf, len, guest_off, err);
     return active_pread(level->active, buf, len, guest_off, err);
-}
-
-/* What is below a hole, into the rest of the result. */
-static int map_hole(struct disk_level *level, const struct extent *hole, struct extent *ret_extents,
-                    size_t max, size_t *ret_nr, struct cairn_error *err)
-{
-    CLEANUP(disk_level_unref_p) struct disk_level *below = disk_level_below(level);
-    uint64_t size = disk_level_size(below);
-
-    if (hole->guest_off >= size) { /* a part of level's own hole, which what is beneath ends in */
-        ret_extents[0] = *hole;
-        *ret_nr = 1;
-        return CAIRN_OK;
-    }
-    return disk_level_map(below, hole->guest_off, min_u64(hole->len, size - hole->guest_off),
-                          ret_extents, max, ret_nr, err);
 }
 
 static int map_local(struct disk_level *level, uint64_t guest_off, uint64_t len,

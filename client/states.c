@@ -286,8 +286,9 @@ int states_write_layer(struct states *states, const struct local_index *from,
                         .to = reader_of(states, to),
                         .client = client,
                         .what = what};
-    const struct active_options options = {
-        .virtual_size = to->l1->virtual_size, .parent = parent, .backing = {read_beneath, &w.from}};
+    const struct active_options options = {.virtual_size = to->l1->virtual_size,
+                                           .parent = parent,
+                                           .backing = {.pread = read_beneath, .ctx = &w.from}};
     int ret = active_create(path, &options, &w.active, err);
     int closed;
 

@@ -24,6 +24,9 @@ struct active;
 struct active_backing {
     int (*pread)(void *ctx, void *buf, size_t len, uint64_t guest_off, struct cairn_error *err);
     void *ctx;
+    /* May be NULL.  The first extent at guest_off, at most len; HOLE: reads as zeros. */
+    int (*map_one)(void *ctx, uint64_t guest_off, uint64_t len, struct extent *ret_extent,
+                   struct cairn_error *err);
 };
 
 struct active_options {

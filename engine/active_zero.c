@@ -7,7 +7,8 @@
  * only after the change is durable (table_free_locked).
  *
  * Where nothing lies beneath the layer, a hole reads as zeros: then nothing is marked that has no
- * host cluster, and where there is no L2 table, none is made.
+ * host cluster, and where there is no L2 table, none is made.  Where something lies beneath, it is
+ * asked, before an L2 table is made and filled with marks, whether there is anything to hide.
  */
 #include "active_internal.h"
 #include "checked.h"
@@ -134,14 +135,59 @@ static int zero_step(struct active *a, struct zero_step *s, struct cairn_error *
     return rc;
 }
 
+/* Is [guest_off, end), as far as it belongs to the disk, zeros beneath?  No, if that cannot be
+ * told: then *ask is false, for asking again may take as long again. */
+static bool zeros_beneath(struct active *a, uint64_t guest_off, uint64_t end, bool *ask)
+{
+    end = min_u64(end, a->shape.virtual_size);
+    while (guest_off < end) {
+        struct extent e;
+
+        if (a->backing.map_one(a->backing.ctx, guest_off, end - guest_off, &e, NULL)) {
+            *ask = false;
+            return false;
+        }
+        if (!extent_reads_zero(e.kind))
+            return false;
+        guest_off += e.len;
+    }
+    return true;
+}
+
+/* The L2 table that begins at guest_off: is it in the range as a whole, and not there? */
+static int lacks_table(struct active *a, uint64_t guest_off, uint64_t end, bool *ret_lacks,
+                       struct cairn_error *err)
+{
+    SCOPED_LOCK(&a->lock);
+    uint64_t table_end = min_u64(guest_off + active_table_span(a), a->shape.virtual_size);
+    struct table_page *page = NULL;
+    int rc = active_check_writable_locked(a, err);
+
+    *ret_lacks = false;
+    if (rc || !is_aligned(guest_off, active_table_span(a)) || end < table_end)
+        return rc;
+    rc = l2_get_page_locked(a, guest_off, false, &page, err);
+    *ret_lacks = !page;
+    table_put_locked(a->tables, page);
+    return rc;
+}
+
 /* Whole subclusters. */
 static int zero_whole(struct active *a, uint64_t guest_off, uint64_t end, bool may_unmap,
                       struct cairn_error *err)
 {
+    bool ask = a->beneath && a->backing.map_one;
+
     while (guest_off < end) {
         struct zero_step s = {.guest_off = guest_off, .end = end, .may_unmap = may_unmap};
-        int rc = zero_step(a, &s, err);
+        uint64_t table_end = min_u64(end, guest_off + active_table_span(a));
+        bool lacks = false;
+        int rc = ask ? lacks_table(a, guest_off, end, &lacks, err) : CAIRN_OK;
 
+        if (!rc && lacks && zeros_beneath(a, guest_off, table_end, &ask))
+            s.end = table_end;
+        else if (!rc)
+            rc = zero_step(a, &s, err);
         if (rc)
             return rc;
         guest_off = s.end;

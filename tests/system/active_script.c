@@ -96,7 +96,7 @@ static struct active_options layer_options(struct script *s)
 
     if (s->backing_fd >= 0) {
         options.parent = &parent;
-        options.backing = (struct active_backing){read_backing, s};
+        options.backing = (struct active_backing){.pread = read_backing, .ctx = s};
     }
     return options;
 }

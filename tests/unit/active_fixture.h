@@ -57,7 +57,7 @@ static struct base base;
 static inline struct active_options with_base(void)
 {
     return (struct active_options){
-        .virtual_size = SIZE, .parent = &parent_id, .backing = {read_base, &base}};
+        .virtual_size = SIZE, .parent = &parent_id, .backing = {.pread = read_base, .ctx = &base}};
 }
 
 static inline struct active_options without_base(void)

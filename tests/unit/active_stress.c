@@ -550,7 +550,7 @@ static struct active_options layer_options(struct round *r)
 
     if (r->base_size) {
         o.parent = &parent;
-        o.backing = (struct active_backing){read_base, r};
+        o.backing = (struct active_backing){.pread = read_base, .ctx = r};
     }
     return o;
 }

@@ -491,6 +491,77 @@ static void test_a_sealed_layer_is_read_only_and_whole(void **state)
     close_and_check(a);
 }
 
+/* What lies beneath has data in its first GiB only, and may not be able to say so. */
+struct mapped {
+    unsigned nr_asked;
+    int rc;
+};
+
+static int map_mostly_holes(void *ctx, uint64_t guest_off, uint64_t len, struct extent *ret_extent,
+                            struct cairn_error *err)
+{
+    struct mapped *m = ctx;
+    bool data = guest_off < KIB * MIB;
+
+    m->nr_asked++;
+    *ret_extent = (struct extent){.guest_off = guest_off, .len = len, .kind = EXTENT_HOLE};
+    if (data)
+        ret_extent->kind = EXTENT_DATA;
+    return m->rc ? error_set(err, m->rc, "the base cannot tell") : CAIRN_OK;
+}
+
+static int read_mostly_holes(void *ctx, void *buf, size_t len, uint64_t guest_off,
+                             struct cairn_error *err)
+{
+    (void)ctx;
+    (void)err;
+    memset(buf, guest_off < KIB * MIB ? 7 : 0, len);
+    return CAIRN_OK;
+}
+
+static void test_zeros_over_holes_make_no_tables(void **state)
+{
+    struct mapped m = {0, CAIRN_OK};
+    struct active_options options = {
+        .virtual_size = MIB * MIB,
+        .parent = &parent_id,
+        .backing = {.pread = read_mostly_holes, .ctx = &m, .map_one = map_mostly_holes},
+    };
+    struct active *a = create(options);
+    uint64_t before = stats_of(a).file_bytes;
+
+    (void)state;
+    put(a, 1, SUB, 100 * KIB * MIB);
+    zero(a, MIB * MIB, 0, true);
+    discard(a, MIB * MIB, 0);
+    expect(a, 0, SUB, 0);
+    expect(a, 0, SUB, KIB * MIB - SUB);
+    expect(a, 0, SUB, 100 * KIB * MIB);
+    expect(a, 0, SUB, MIB * MIB - SUB);
+    assert_true(m.nr_asked <= 2 * 1024);
+    flush(a);
+    assert_true(stats_of(a).file_bytes < before + 32 * MIB);
+    close_and_check(a);
+}
+
+static void test_zeros_over_what_cannot_tell_are_marked(void **state)
+{
+    struct mapped m = {0, CAIRN_E_UNAVAILABLE};
+    struct active_options options = {
+        .virtual_size = 4 * KIB * MIB,
+        .parent = &parent_id,
+        .backing = {.pread = read_mostly_holes, .ctx = &m, .map_one = map_mostly_holes},
+    };
+    struct active *a = create(options);
+
+    (void)state;
+    zero(a, 4 * KIB * MIB, 0, true);
+    assert_int_equal(m.nr_asked, 1); /* and not again, for it may take long */
+    assert_int_equal(map_one(a, 0).kind, EXTENT_ZERO);
+    assert_int_equal(map_one(a, 0).len, 4 * KIB * MIB);
+    close_and_check(a);
+}
+
 /* -- Beside each other ------------------------------------------------------------------------- */
 
 struct part {
@@ -699,6 +770,8 @@ int main(void)
         cmocka_unit_test(test_discard_gives_space_back),
         cmocka_unit_test(test_how_often_a_flush_synchronises),
         cmocka_unit_test(test_a_sealed_layer_is_read_only_and_whole),
+        cmocka_unit_test(test_zeros_over_holes_make_no_tables),
+        cmocka_unit_test(test_zeros_over_what_cannot_tell_are_marked),
         cmocka_unit_test(test_parts_of_one_subcluster_written_at_once),
         cmocka_unit_test(test_a_whole_subcluster_is_not_undone_by_a_slow_copy),
         cmocka_unit_test(test_other_subclusters_do_not_wait_for_a_slow_copy),

@@ -357,19 +357,19 @@ static void cut_the_power(unsigned cluster_bits, struct active_backing backing)
 static void test_power_cuts_with_large_clusters(void **state)
 {
     (void)state;
-    cut_the_power(17, (struct active_backing){NULL, NULL});
+    cut_the_power(17, (struct active_backing){.pread = NULL});
 }
 
 static void test_power_cuts_with_small_clusters(void **state)
 {
     (void)state;
-    cut_the_power(14, (struct active_backing){NULL, NULL});
+    cut_the_power(14, (struct active_backing){.pread = NULL});
 }
 
 static void test_power_cuts_over_a_base(void **state)
 {
     (void)state;
-    cut_the_power(17, (struct active_backing){read_zeros, NULL});
+    cut_the_power(17, (struct active_backing){.pread = read_zeros});
 }
 
 int main(void)

@@ -54,7 +54,7 @@ static struct active_options options(void)
     return (struct active_options){.virtual_size = DISK_SIZE,
                                    .cluster_bits = 16,
                                    .parent_pending = true,
-                                   .backing = {read_base, &base},
+                                   .backing = {.pread = read_base, .ctx = &base},
                                    .cache_bytes = CACHE_BYTES};
 }
 
