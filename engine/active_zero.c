@@ -13,6 +13,10 @@
 #include "active_internal.h"
 #include "checked.h"
 
+/* Of zeros that are worth asking what lies beneath, which may have to fetch its index: guests and
+ * NBD clients ask for large ranges in pieces of 32 MiB and more. */
+#define ASK_MIN (UINT64_C(1) << 20)
+
 struct zero_step {
     struct inflight_op op;
     uint64_t guest_off, end; /* whole subclusters; the disk's last cluster counts to its full end */
@@ -154,17 +158,16 @@ static bool zeros_beneath(struct active *a, uint64_t guest_off, uint64_t end, bo
     return true;
 }
 
-/* The L2 table that begins at guest_off: is it in the range as a whole, and not there? */
+/* Is there no L2 table at guest_off?  Ranges that need little of one are not looked at. */
 static int lacks_table(struct active *a, uint64_t guest_off, uint64_t end, bool *ret_lacks,
                        struct cairn_error *err)
 {
     SCOPED_LOCK(&a->lock);
-    uint64_t table_end = min_u64(guest_off + active_table_span(a), a->shape.virtual_size);
     struct table_page *page = NULL;
     int rc = active_check_writable_locked(a, err);
 
     *ret_lacks = false;
-    if (rc || !is_aligned(guest_off, active_table_span(a)) || end < table_end)
+    if (rc || end - guest_off < ASK_MIN)
         return rc;
     rc = l2_get_page_locked(a, guest_off, false, &page, err);
     *ret_lacks = !page;
@@ -180,9 +183,10 @@ static int zero_whole(struct active *a, uint64_t guest_off, uint64_t end, bool m
 
     while (guest_off < end) {
         struct zero_step s = {.guest_off = guest_off, .end = end, .may_unmap = may_unmap};
-        uint64_t table_end = min_u64(end, guest_off + active_table_span(a));
+        uint64_t table_end =
+            min_u64(end, round_down(guest_off, active_table_span(a)) + active_table_span(a));
         bool lacks = false;
-        int rc = ask ? lacks_table(a, guest_off, end, &lacks, err) : CAIRN_OK;
+        int rc = ask ? lacks_table(a, guest_off, table_end, &lacks, err) : CAIRN_OK;
 
         if (!rc && lacks && zeros_beneath(a, guest_off, table_end, &ask))
             s.end = table_end;

@@ -533,12 +533,13 @@ static void test_zeros_over_holes_make_no_tables(void **state)
     (void)state;
     put(a, 1, SUB, 100 * KIB * MIB);
     zero(a, MIB * MIB, 0, true);
-    discard(a, MIB * MIB, 0);
+    for (uint64_t off = 0; off < MIB * MIB; off += 32 * MIB) /* as NBD clients do */
+        discard(a, 32 * MIB, off);
     expect(a, 0, SUB, 0);
     expect(a, 0, SUB, KIB * MIB - SUB);
     expect(a, 0, SUB, 100 * KIB * MIB);
     expect(a, 0, SUB, MIB * MIB - SUB);
-    assert_true(m.nr_asked <= 2 * 1024);
+    assert_true(m.nr_asked <= 1024 + 32 * 1024);
     flush(a);
     assert_true(stats_of(a).file_bytes < before + 32 * MIB);
     close_and_check(a);
