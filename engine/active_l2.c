@@ -64,7 +64,7 @@ static int read_l1_entry_locked(struct active *a, uint64_t guest_off, uint64_t *
     entry = bytes_get_be64(table_bytes_locked(page) + l1_entry_pos(a, guest_off));
     table_put_locked(a->tables, page);
     table_off = entry & QCOW2_OFFSET_MASK;
-    if ((entry & QCOW2_L1E_RESERVED_MASK) || (table_off != 0 && !plausible_locked(a, table_off)))
+    if ((entry & QCOW2_L1E_RESERVED_MASK) || (entry != 0 && !plausible_locked(a, table_off)))
         return error_set(err, CAIRN_E_CORRUPT,
                          "%s: L1 entry %" PRIu64 " is 0x%" PRIx64
                          ", expected a cluster of the file",

@@ -146,6 +146,8 @@ int check_refer(struct qcow2_check *c, uint64_t host_off, uint64_t len, uint64_t
     if (!checked_add(host_off, len, &end) ||
         (end > c->src->size && end - c->src->size >= c->cluster_size)) {
         c->dangling = true;
+        /* What it has inside the file is not counted, and is somebody's data all the same. */
+        c->incomplete |= host_off < c->src->size;
         check_found(c, QCOW2_CHECK_PAST_END, nr, host_off, guest_off,
                     "%s at 0x%" PRIx64 " of %" PRIu64
                     " bytes reaches past the end of the file (%" PRIu64 " bytes)",

@@ -64,7 +64,8 @@ struct qcow2_check {
     uint64_t *reftable;   /* host order */
 
     /* What a repair must know. */
-    bool incomplete;      /* a table could not be walked: what seems unused may be its */
+    bool incomplete;      /* a table could not be walked, or a range that leaves the file was not
+                             counted: what seems unused may be its */
     bool dangling;        /* entries name places past the end of the file: it must not grow there */
     bool overflow;        /* some cluster has more references than a refcount holds */
     bool reftable_shared; /* it is something else, too: to be read, not to be written to */

@@ -29,7 +29,9 @@ int seal_batch_init(struct seal_batch *batch, struct cairn_error *err)
     size_t cluster_size = batch->shape.cluster_size;
     bool compress = batch->options.compression != SEAL_UNCOMPRESSED;
 
-    batch->max = BATCH_BYTES / cluster_size;
+    /* A small disk takes little memory. */
+    batch->max = min_u64(BATCH_BYTES / cluster_size,
+                         max_u64(div_round_up(batch->shape.virtual_size, cluster_size), 1));
     batch->pieces = malloc(batch->max * sizeof(*batch->pieces));
     batch->data = malloc(batch->max * cluster_size);
     batch->packed = compress ? malloc(batch->max * cluster_size) : NULL;

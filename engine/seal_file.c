@@ -35,7 +35,7 @@ struct seal_file {
 
     uint8_t *stream; /* bytes for stream_off that are not written yet */
     uint64_t stream_off;
-    size_t stream_len;
+    size_t stream_len, stream_max;
 
     uint64_t end;       /* where the file grows */
     uint16_t nr_shared; /* compressed clusters in the host cluster that end lies in */
@@ -84,9 +84,11 @@ static int allocate(struct seal_file *f, struct cairn_error *err)
     size_t cluster_size = f->shape.cluster_size;
     size_t max_tables;
 
-    f->tables_per_run = (size_t)max_u64(TABLES_BYTES / cluster_size, 1);
+    /* Of a small disk all L2 tables are one run, with the refcount blocks, which are fewer. */
+    f->tables_per_run = (size_t)min_u64(max_u64(TABLES_BYTES / cluster_size, 1), 2 * f->nr_l1);
     max_tables = tables_in_run_max(f);
-    f->stream = malloc(STREAM_BYTES);
+    f->stream_max = (size_t)min_u64(STREAM_BYTES, max_u64(f->shape.virtual_size, cluster_size));
+    f->stream = malloc(f->stream_max);
     f->l1 = calloc(f->l1_clusters, cluster_size);
     f->tables = malloc(max_tables * cluster_size);
     f->gathered = malloc(max_tables * sizeof(*f->gathered));
@@ -127,9 +129,9 @@ static int put_bytes(struct seal_file *f, const uint8_t *bytes, size_t len, uint
 {
     int rc = CAIRN_OK;
 
-    if (f->stream_off + f->stream_len != host_off || f->stream_len + len > STREAM_BYTES)
+    if (f->stream_off + f->stream_len != host_off || f->stream_len + len > f->stream_max)
         rc = flush_stream(f, err);
-    if (rc != CAIRN_OK || len > STREAM_BYTES)
+    if (rc != CAIRN_OK || len > f->stream_max)
         return rc != CAIRN_OK
                    ? rc
                    : hostfile_pwrite(FAULT_AT(f->out, FAULT_SEAL_BYTES), bytes, len, host_off, err);
