@@ -2,6 +2,8 @@
 /*
  * The image as a memory file, mapped: unpacking an input writes to the mapping, the engine reads
  * from it or makes system calls, and the blocks that either has written are zeroed for the next.
+ * The file gets the image's size when somebody is about to look at it as a file; until then, and
+ * between images, it is as long as the mapping.
  */
 #include "fuzz_image.h"
 
@@ -12,10 +14,12 @@
 
 #include "checked.h"
 
-#define OPERATIONS_MAX 100000
+#define OPERATIONS_MAX     100000
+#define WRITE_PAST_END_MAX ((uint64_t)4 << 20) /* two clusters of the largest */
 
 static struct image image;
 static int memfd = -1;
+static bool is_file; /* the file has the image's size */
 static char path[64];
 
 static struct {
@@ -23,36 +27,44 @@ static struct {
     unsigned nr_operations, nr_writes;
 } writing;
 
+static void become_file(void)
+{
+    if (!is_file)
+        fuzz_image_resize(image.size);
+}
+
+void fuzz_image_resize(uint64_t size)
+{
+    FUZZ_CHECK(ftruncate(memfd, (off_t)size) == 0);
+    is_file = true;
+}
+
 static void set_up(void)
 {
     memfd = memfd_create("image", MFD_CLOEXEC);
     FUZZ_CHECK(memfd >= 0);
     snprintf(path, sizeof(path), "/proc/self/fd/%d", memfd);
+    fuzz_image_resize(IMAGE_MAX);
+    is_file = false;
     image.bytes = mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
     FUZZ_CHECK(image.bytes != MAP_FAILED);
-}
-
-static void set_size(uint64_t size)
-{
-    FUZZ_CHECK(ftruncate(memfd, (off_t)size) == 0);
 }
 
 struct image *fuzz_image_open(const uint8_t *data, size_t size)
 {
     if (memfd < 0)
         set_up();
-    set_size(input_image_size(data, size));
     input_unpack(data, size, &image);
     return &image;
 }
 
 void fuzz_image_close(void)
 {
-    uint64_t size = fuzz_image_size();
-
-    if (size > IMAGE_MAX)
-        set_size(IMAGE_MAX);
-    image.size = (uint32_t)min_u64(size, IMAGE_MAX);
+    if (is_file) {
+        fuzz_image_resize(IMAGE_MAX);
+        image.size = IMAGE_MAX;
+        is_file = false;
+    }
     image_clear(&image);
 }
 
@@ -60,20 +72,25 @@ uint64_t fuzz_image_size(void)
 {
     struct stat st;
 
+    if (!is_file)
+        return image.size;
     FUZZ_CHECK(fstat(memfd, &st) == 0);
     return (uint64_t)st.st_size;
 }
 
 int fuzz_image_fd(void)
 {
-    int fd = open(path, O_RDWR | O_CLOEXEC); /* not dup: locks belong to what open made */
+    int fd;
 
+    become_file();
+    fd = open(path, O_RDWR | O_CLOEXEC); /* not dup: locks belong to what open made */
     FUZZ_CHECK(fd >= 0);
     return fd;
 }
 
 const char *fuzz_image_path(void)
 {
+    become_file();
     return path;
 }
 
@@ -111,13 +128,17 @@ struct source *fuzz_image_source(void)
 
 static int watch(void *ctx, const struct hostfile_event *event)
 {
+    uint64_t end_max = writing.size_max;
+
     (void)ctx;
     FUZZ_CHECK(++writing.nr_operations < OPERATIONS_MAX);
     if (event->op == HOSTFILE_WRITE || event->op == HOSTFILE_TRUNCATE)
         writing.nr_writes++;
-    if (event->op == HOSTFILE_WRITE)
+    if (event->op == HOSTFILE_WRITE) {
         image_touch(&image, event->host_off, event->len);
-    FUZZ_CHECK(range_in(event->host_off, event->len, writing.size_max));
+        end_max = min_u64(end_max, fuzz_image_size() + WRITE_PAST_END_MAX);
+    }
+    FUZZ_CHECK(range_in(event->host_off, event->len, end_max));
     return 0;
 }
 

@@ -26,12 +26,23 @@
         }                                                                                          \
     } while (0)
 
+/* The same for what a function of the engine returns; its error is in err. */
+#define FUZZ_CHECK_OK(result, err)                                                                 \
+    do {                                                                                           \
+        if ((result) != CAIRN_OK) {                                                                \
+            fprintf(stderr, "%s:%d: does not hold: no error: %s\n", __FILE__, __LINE__,            \
+                    (err)->message);                                                               \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
 /* The next input's image.  Close it before the next. */
 struct image *fuzz_image_open(const uint8_t *data, size_t size);
 void fuzz_image_close(void);
 
-/* How long the file is now. */
+/* How long the file is now; make it longer or shorter. */
 uint64_t fuzz_image_size(void);
+void fuzz_image_resize(uint64_t size);
 /* The image as it is now, for reading.  Its name is "image". */
 struct source *fuzz_image_source(void);
 /* A descriptor of its own, for writing; and a path by which it can be opened. */

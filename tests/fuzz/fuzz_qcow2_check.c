@@ -145,12 +145,12 @@ static void check_left(const struct look_over *before, const struct qcow2_check_
         FUZZ_CHECK(left->corruptions + left->check_errors + left->overlaps == 0);
 }
 
-/* After a repair there is nothing left to write.  Where tables overlap it may take another one: to
- * repair the one makes the other something else. */
+/* After a repair there is nothing left to write.  Where tables overlap, or a list cannot be read
+ * and so may, it can take another: to repair the one makes the other something else. */
 static void check_settled(const struct look_over *before, struct hostfile *file,
                           enum qcow2_repair_mode mode)
 {
-    unsigned rounds = before->result.overlaps ? 3 : 1;
+    unsigned rounds = before->result.overlaps || before->result.check_errors ? 3 : 1;
     bool settled = false;
 
     for (unsigned i = 0; i < rounds && !settled; i++) {

@@ -6,10 +6,9 @@
  * it takes no more memory than engine/README.md states.
  */
 #include "alloc_meter.h"
-#include "chain_read.h"
 #include "checked.h"
+#include "fuzz_disk.h"
 #include "fuzz_image.h"
-#include "layer.h"
 #include "qcow2_image.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -42,103 +41,61 @@ static void list_everything(struct source *src)
 
 /* -- Content ----------------------------------------------------------------------------------- */
 
-/* A chain of one layer, its first slices kept. */
-#define SLICES_MAX 4
-struct disk {
-    struct source *src;
-    struct layer *layer;
-    struct index_l1 *l1;
-    struct index_slice *slices[SLICES_MAX];
+struct reading {
+    struct fuzz_disk disk;
     uint64_t end; /* of the last extent */
     uint64_t nr_extents;
     unsigned reads_left, inflates_left; /* so that a run stays short */
 };
 
-static int keep_slice(void *arg, uint32_t slice_nr, struct index_slice *slice,
-                      struct cairn_error *err)
-{
-    struct disk *d = arg;
-
-    (void)err;
-    if (slice_nr < SLICES_MAX)
-        d->slices[slice_nr] = index_slice_ref(slice);
-    return CAIRN_OK;
-}
-
-static int get_slice(void *ctx, uint32_t ordinal, uint32_t slice, struct index_slice **ret_slice,
-                     struct cairn_error *err)
-{
-    struct disk *d = ctx;
-
-    (void)err;
-    FUZZ_CHECK(ordinal == 0 && slice < SLICES_MAX && d->slices[slice]);
-    *ret_slice = index_slice_ref(d->slices[slice]);
-    return CAIRN_OK;
-}
-
-static int read_blob(void *ctx, uint32_t layer, void *buf, size_t len, uint64_t host_off,
-                     struct cairn_error *err)
-{
-    struct disk *d = ctx;
-
-    FUZZ_CHECK(layer == 0);
-    return source_pread_padded(d->src, buf, len, host_off, err);
-}
-
 /* An extent of the scan is the index's, too; and its bytes can be had. */
-static void read_extent(struct disk *d, const struct extent *e)
+static void read_extent(struct reading *r, const struct extent *e)
 {
-    const struct chain_reader reader = {
-        .l1 = d->l1, .slices = {get_slice, d}, .blobs = {read_blob, d}};
+    const struct chain_reader reader = fuzz_disk_reader(&r->disk);
     static uint8_t buf[READ_MAX];
     struct extent mapped;
     struct cairn_error err;
     size_t nr;
     int rc;
 
-    if (e->guest_off + e->len > (uint64_t)SLICES_MAX * INDEX_SLICE_SIZE)
+    if (e->guest_off + e->len > FUZZ_REACH)
         return;
-    FUZZ_CHECK(chain_map(d->l1, &reader.slices, e->guest_off, e->len, &mapped, 1, &nr, &err) ==
-               CAIRN_OK);
-    FUZZ_CHECK(nr == 1 && mapped.guest_off == e->guest_off && mapped.kind == e->kind &&
-               mapped.host_off == e->host_off && mapped.len == e->len);
-    if (d->reads_left == 0 || (e->kind == EXTENT_COMPRESSED && d->inflates_left == 0))
+    rc = chain_map(reader.l1, &reader.slices, e->guest_off, e->len, &mapped, 1, &nr, &err);
+    FUZZ_CHECK(rc == CAIRN_OK && nr == 1 && mapped.guest_off == e->guest_off &&
+               mapped.kind == e->kind && mapped.host_off == e->host_off && mapped.len == e->len);
+    if (r->reads_left == 0 || (e->kind == EXTENT_COMPRESSED && r->inflates_left == 0))
         return;
-    d->reads_left--;
-    d->inflates_left -= e->kind == EXTENT_COMPRESSED;
+    r->reads_left--;
+    r->inflates_left -= e->kind == EXTENT_COMPRESSED;
     rc = chain_read(&reader, buf, min_u64(e->len, READ_MAX), e->guest_off, &err);
     FUZZ_CHECK(rc == CAIRN_OK || e->kind == EXTENT_COMPRESSED);
 }
 
 static int take_extent(void *arg, const struct extent *e, struct cairn_error *err)
 {
-    struct disk *d = arg;
-    const struct layer_attr *attr = layer_get_attr(d->layer);
+    struct reading *r = arg;
+    const struct layer_attr *attr = layer_get_attr(r->disk.layer);
+    uint64_t file_size = r->disk.src->size;
     uint64_t cluster_size = UINT64_C(1) << attr->cluster_bits;
 
     (void)err;
-    FUZZ_CHECK(e->len > 0 && is_aligned(e->guest_off | e->len, 512) && e->guest_off >= d->end &&
+    FUZZ_CHECK(e->len > 0 && is_aligned(e->guest_off | e->len, 512) && e->guest_off >= r->end &&
                range_in(e->guest_off, e->len, attr->virtual_size) && e->kind < EXTENT_HOLE);
-    FUZZ_CHECK(e->kind == EXTENT_ZERO || round_down(e->host_off, cluster_size) < d->src->size);
-    d->end = e->guest_off + e->len;
-    FUZZ_CHECK(++d->nr_extents <= 2 * d->src->size);
-    read_extent(d, e);
+    FUZZ_CHECK(e->kind == EXTENT_ZERO || round_down(e->host_off, cluster_size) < file_size);
+    r->end = e->guest_off + e->len;
+    FUZZ_CHECK(++r->nr_extents <= 2 * file_size);
+    read_extent(r, e);
     return CAIRN_OK;
 }
 
 static void read_disk(struct source *src, struct layer *layer)
 {
-    const struct digest digest = {{0}};
-    struct disk d = {
-        .src = src, .layer = layer, .reads_left = READS_MAX, .inflates_left = INFLATES_MAX};
+    struct reading r = {.reads_left = READS_MAX, .inflates_left = INFLATES_MAX};
     struct cairn_error err;
 
-    if (chain_index_build(NULL, NULL, layer, &digest, keep_slice, &d, &d.l1, &err) == CAIRN_OK) {
-        FUZZ_CHECK(layer_scan(layer, take_extent, &d, &err) == CAIRN_OK);
-        index_l1_unref(d.l1);
-    }
-    for (unsigned i = 0; i < SLICES_MAX; i++)
-        index_slice_unref(d.slices[i]);
+    if (fuzz_disk_init(&r.disk, src, layer))
+        FUZZ_CHECK(layer_scan(layer, take_extent, &r, &err) == CAIRN_OK);
+    fuzz_disk_release(&r.disk);
 }
 
 static void read_disks(struct source *src)

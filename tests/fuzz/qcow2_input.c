@@ -21,18 +21,29 @@ void image_touch(struct image *image, uint64_t off, uint64_t len)
     uint64_t end = min_u64(off + len, IMAGE_MAX);
 
     for (uint64_t b = off / IMAGE_BLOCK; b * IMAGE_BLOCK < end; b++)
-        image->dirty[b] = true;
+        image->dirty[b / 64] |= UINT64_C(1) << b % 64;
+}
+
+/* The next dirty block from first on; past the last, if there is none. */
+static uint32_t next_dirty(const struct image *image, uint32_t first)
+{
+    for (uint32_t b = first; b < IMAGE_MAX / IMAGE_BLOCK; b = (b / 64 + 1) * 64) {
+        uint64_t bits = image->dirty[b / 64] >> b % 64;
+
+        if (bits)
+            return b + (uint32_t)__builtin_ctzll(bits);
+    }
+    return IMAGE_MAX / IMAGE_BLOCK;
 }
 
 void image_clear(struct image *image)
 {
-    for (uint32_t b = 0; b < IMAGE_MAX / IMAGE_BLOCK; b++) {
-        uint32_t off = b * IMAGE_BLOCK;
-
-        if (image->dirty[b] && off < image->size)
-            memset(image->bytes + off, 0, min_u64(IMAGE_BLOCK, image->size - off));
-        image->dirty[b] = false;
-    }
+    for (uint32_t b = next_dirty(image, 0); b < IMAGE_MAX / IMAGE_BLOCK;
+         b = next_dirty(image, b + 1))
+        if (b * IMAGE_BLOCK < image->size)
+            memset(image->bytes + b * IMAGE_BLOCK, 0,
+                   min_u64(IMAGE_BLOCK, image->size - b * IMAGE_BLOCK));
+    memset(image->dirty, 0, sizeof(image->dirty));
 }
 
 void input_unpack(const uint8_t *input, size_t len, struct image *image)
@@ -109,8 +120,9 @@ size_t input_pack(const struct image *image, uint8_t *input, size_t max)
     bytes_put_be16(input + 4, (uint16_t)script_len);
     memcpy(input + HEAD_LEN, image->script, script_len);
     pos = HEAD_LEN + script_len;
-    for (uint32_t b = 0; b * IMAGE_BLOCK < image->size; b++)
-        if (image->dirty[b] && !pack_block(image, b, input, &pos, max))
+    for (uint32_t b = next_dirty(image, 0); b * IMAGE_BLOCK < image->size;
+         b = next_dirty(image, b + 1))
+        if (!pack_block(image, b, input, &pos, max))
             break;
     return pos;
 }

@@ -23,7 +23,7 @@
 struct image {
     uint8_t *bytes; /* IMAGE_MAX of them, borrowed; all zero but for dirty blocks */
     uint32_t size;
-    bool dirty[IMAGE_MAX / IMAGE_BLOCK];
+    uint64_t dirty[IMAGE_MAX / IMAGE_BLOCK / 64]; /* a bit per block */
     uint8_t script[SCRIPT_MAX];
     size_t script_len;
 };
@@ -35,6 +35,11 @@ uint32_t input_image_size(const uint8_t *input, size_t len);
 void input_unpack(const uint8_t *input, size_t len, struct image *image);
 /* The length of the input; at most max: pieces that find no room are left out. */
 size_t input_pack(const struct image *image, uint8_t *input, size_t max);
+
+static inline bool image_is_dirty(const struct image *image, uint32_t block)
+{
+    return image->dirty[block / 64] >> block % 64 & 1;
+}
 
 /* Something in [off, off + len) is about to be written. */
 void image_touch(struct image *image, uint64_t off, uint64_t len);

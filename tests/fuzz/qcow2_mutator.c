@@ -289,7 +289,7 @@ static void change_size(struct mutator *m)
     if (size == 0 || size > IMAGE_MAX)
         return;
     for (uint64_t off = size; off < image->size; off = round_down(off, 512) + 512)
-        if (image->dirty[off / IMAGE_BLOCK])
+        if (image_is_dirty(image, (uint32_t)(off / IMAGE_BLOCK)))
             memset(image->bytes + off, 0, round_down(off, 512) + 512 - off);
     image->size = (uint32_t)size;
 }
@@ -300,7 +300,7 @@ static void change_bytes(struct mutator *m)
     uint32_t block = (uint32_t)below(m, m->image->size / IMAGE_BLOCK + 1);
     uint32_t off, len;
 
-    for (unsigned i = 0; i < IMAGE_MAX / IMAGE_BLOCK && !m->image->dirty[block]; i++)
+    for (unsigned i = 0; i < IMAGE_MAX / IMAGE_BLOCK && !image_is_dirty(m->image, block); i++)
         block = (block + 1) % (IMAGE_MAX / IMAGE_BLOCK);
     off = block * IMAGE_BLOCK + (uint32_t)below(m, IMAGE_BLOCK);
     len = 1 + (uint32_t)below(m, 64);
