@@ -133,6 +133,8 @@ class Lived(qemu.RandomChain):
         size = min(max(int(plan.size * self.rng.uniform(0.5, 1.5)) // qemu.SECTOR, 1)
                    * qemu.SECTOR, SIZE_MAX)
         self.img(path, "resize", "-q", "-f", "qcow2", "--shrink", "@", size)
+        # What is added may be zeros that are marked, to hide what is beneath.
+        self.touched.update(range(min(size, plan.size) // plan.cluster, size // plan.cluster + 1))
         plan.size = size
 
     def amend(self, path, plan, source):
