@@ -11,7 +11,8 @@
  * clusters that it lies in.  16 bits are enough: with the largest host clusters, 2 MiB, not even
  * 30,000 clusters fit into one, for zstd takes at least 70 bytes for 2 MiB, deflate 2,000.
  *
- * All writes go out in the order of the file, but for the header, which is the last.
+ * Writes go out in the order of the file, but for a compressed cluster that fills a gap, and for
+ * the header, which is the last.
  */
 #include <inttypes.h>
 
@@ -37,8 +38,9 @@ struct seal_file {
     uint64_t stream_off;
     size_t stream_len, stream_max;
 
-    uint64_t end;       /* where the file grows */
-    uint16_t nr_shared; /* compressed clusters in the host cluster that end lies in */
+    uint64_t end;          /* where the file grows */
+    uint16_t nr_shared;    /* compressed clusters in the host cluster that end lies in */
+    uint64_t gap, gap_end; /* what was left free in the last such cluster before this one */
 
     uint8_t *l1; /* encoded, in whole clusters */
     size_t nr_l1, l1_clusters;
@@ -123,7 +125,7 @@ static int flush_stream(struct seal_file *f, struct cairn_error *err)
     return hostfile_pwrite(FAULT_AT(f->out, FAULT_SEAL_BYTES), f->stream, len, f->stream_off, err);
 }
 
-/* Offsets ascend; what is left out is a hole in the file and reads as zeros. */
+/* What is left out is a hole in the file and reads as zeros. */
 static int put_bytes(struct seal_file *f, const uint8_t *bytes, size_t len, uint64_t host_off,
                      struct cairn_error *err)
 {
@@ -200,7 +202,11 @@ static int end_shared_cluster(struct seal_file *f, struct cairn_error *err)
 {
     uint16_t count = f->nr_shared;
 
+    if (count > 0)
+        f->gap = f->end;
     f->end = round_up(f->end, f->shape.cluster_size);
+    if (count > 0)
+        f->gap_end = f->end;
     f->nr_shared = 0;
     return count > 0 ? count_cluster(f, count, err) : CAIRN_OK;
 }
@@ -214,13 +220,32 @@ static int take_cluster(struct seal_file *f, uint64_t *ret_host_off, struct cair
     return rc == CAIRN_OK ? count_cluster(f, 1, err) : rc;
 }
 
+/* Where plain clusters stand between compressed ones, what the latter left free is used up by those
+ * that come, as long as the refcount of that host cluster can still be changed. */
+static bool take_gap(struct seal_file *f, size_t len, uint64_t *ret_host_off)
+{
+    uint64_t cluster = f->gap >> f->shape.cluster_bits;
+    uint8_t *count = f->refblock + cluster % f->counts_per_block * 2;
+
+    if (f->nr_shared > 0 || len >= f->gap_end - f->gap ||
+        cluster / f->counts_per_block != f->nr_counted / f->counts_per_block)
+        return false;
+    bytes_put_be16(count, (uint16_t)(bytes_get_be16(count) + 1));
+    *ret_host_off = f->gap;
+    f->gap += len;
+    return true;
+}
+
 /* len bytes, at most a cluster. */
 static int take_bytes(struct seal_file *f, size_t len, uint64_t *ret_host_off,
                       struct cairn_error *err)
 {
     uint64_t boundary = round_down(f->end, f->shape.cluster_size) + f->shape.cluster_size;
-    uint16_t count = ++f->nr_shared;
+    uint16_t count;
 
+    if (take_gap(f, len, ret_host_off))
+        return CAIRN_OK;
+    count = ++f->nr_shared;
     *ret_host_off = f->end;
     f->end += len;
     if (f->end < boundary)
