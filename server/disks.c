@@ -371,7 +371,8 @@ int disks_new(struct store *store, const struct disks_options *options, struct d
         return error_no_memory(err, "the disks");
     disks->store = store;
     disks->options = *options;
-    code = metacache_new(options->meta_cache_bytes - opened_bytes, store, &disks->meta, err);
+    code = metacache_new(options->meta_cache_bytes - opened_bytes, store, options->redis,
+                         &disks->meta, err);
     if (code == CAIRN_OK)
         code = cluster_cache_new(options->cluster_cache_bytes, &disks->clusters, err);
     if (code == CAIRN_OK)
@@ -392,4 +393,11 @@ void disks_free(struct disks *disks)
     cluster_cache_free(disks->clusters);
     metacache_free(disks->meta);
     free(disks);
+}
+
+void disks_write_metrics(void *ctx, struct metrics *m)
+{
+    struct disks *disks = ctx;
+
+    metacache_write_metrics(disks->meta, m);
 }

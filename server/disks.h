@@ -11,10 +11,13 @@
 #include "store.h"
 
 struct disks;
+struct metrics;
+struct redis;
 
 struct disks_options {
     size_t meta_cache_bytes;    /* L1s and slices */
     size_t cluster_cache_bytes; /* decompressed clusters */
+    struct redis *redis;        /* borrowed; NULL: none */
     uint64_t max_virtual_size;
     uint32_t max_depth;
 };
@@ -38,5 +41,8 @@ int disks_publish(struct disks *disks, const struct manifest *m, struct cairn_er
 
 /* Handle a request whose path starts with /v1/disks/. */
 void disks_handle(struct disks *disks, const struct http_request *req, struct http_reply *reply);
+
+/* For /metrics; disks is a struct disks. */
+void disks_write_metrics(void *disks, struct metrics *m);
 
 #endif

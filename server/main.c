@@ -13,7 +13,10 @@
 #include "disks.h"
 #include "http.h"
 #include "log.h"
+#include "metacache.h"
+#include "metrics.h"
 #include "params.h"
+#include "redis.h"
 #include "registry.h"
 #include "store.h"
 
@@ -104,9 +107,25 @@ static int listen_and_wait(const struct params *p, const struct http_route *rout
     return r;
 }
 
+/* The cache that servers share, if there is one. */
+static int open_redis(const struct params *p, struct redis **ret_redis, struct cairn_error *err)
+{
+    const struct redis_options options = {
+        .nodes = p->redis,
+        .sentinels = p->redis_sentinel,
+        .deadline_ms = (unsigned)p->redis_deadline,
+        .expiry_s = (unsigned)p->redis_expiry,
+    };
+
+    if (p->redis && p->redis_sentinel)
+        return error_set(err, CAIRN_E_USAGE, "redis and redis-sentinel: give one of them");
+    return p->redis || p->redis_sentinel ? redis_new(&options, ret_redis, err) : CAIRN_OK;
+}
+
 static int serve(const struct params *p, const sigset_t *signals, struct cairn_error *err)
 {
-    const struct disks_options disks_options = {
+    CLEANUP(redis_free_p) struct redis *redis = NULL;
+    struct disks_options disks_options = {
         .meta_cache_bytes = p->meta_cache,
         .cluster_cache_bytes = p->cluster_cache,
         .max_virtual_size = p->max_virtual_size,
@@ -122,14 +141,26 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
     int r = store_open(p->store, &store, err);
 
     if (r == CAIRN_OK)
+        r = open_redis(p, &redis, err);
+    disks_options.redis = redis;
+    if (r == CAIRN_OK)
         r = disks_new(store, &disks_options, &disks, err);
     if (r == CAIRN_OK)
         r = registry_new(store, disks, &registry_options, &registry, err);
     if (r)
         return r;
 
+    struct metrics_source sources[] = {
+        {disks_write_metrics, disks},
+        {redis ? redis_write_metrics : NULL, redis},
+        {NULL, NULL},
+    };
     const struct http_route routes[] = {
         {.path = "/healthz", .methods = HTTP_GET | HTTP_HEAD, .handle = handle_health},
+        {.path = "/metrics",
+         .methods = HTTP_GET | HTTP_HEAD,
+         .handle = metrics_handle,
+         .ctx = sources},
         {.path = "/v1/disks/",
          .methods = HTTP_GET | HTTP_HEAD,
          .handle = handle_disks,

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 
 #include "cache.h"
+#include "checked.h"
 #include "metacache_tier.h"
 
 #define NR_TIERS_MAX 4
@@ -19,9 +20,14 @@
 /* L1s and open index objects get one part each in so many of the bytes; slices get the rest. */
 #define SMALL_SHARE 8
 
+/* How long to wait for another server's build: at least, and so many times as long as ours take. */
+#define BUILD_PATIENCE_MS 100u
+#define BUILD_PATIENCE    2u
+
 struct tier {
     struct metacache_tier is;
     atomic_uint_fast64_t hits, misses, bad;
+    struct histogram latency;
 };
 
 struct metacache {
@@ -87,6 +93,7 @@ struct look_up {
 static int tier_get(struct tier *tier, const struct look_up *look, void **ret_value,
                     struct cairn_error *err)
 {
+    uint64_t began_us = histogram_now_us();
     struct index_slice *slice;
     struct index_l1 *l1;
     int code;
@@ -101,6 +108,7 @@ static int tier_get(struct tier *tier, const struct look_up *look, void **ret_va
         if (code == CAIRN_OK)
             *ret_value = l1;
     }
+    histogram_add(&tier->latency, histogram_now_us() - began_us);
     if (code == CAIRN_OK) {
         atomic_fetch_add(&tier->hits, 1);
     } else {
@@ -119,15 +127,15 @@ static void tier_put(struct tier *tier, const struct look_up *look, const void *
         tier->is.put_l1(tier->is.ctx, value);
 }
 
-/* Ask the first nr_tiers of the lower tiers, in order. */
-static int ask_tiers(const struct look_up *look, unsigned nr_tiers, void **ret_value,
+/* Ask lower tiers [from, end), in order; those above the one that answers are filled. */
+static int ask_tiers(const struct look_up *look, unsigned from, unsigned end, void **ret_value,
                      struct cairn_error *err)
 {
     struct metacache *cache = look->cache;
     int code = CAIRN_E_NOT_FOUND;
     unsigned i;
 
-    for (i = 0; i < nr_tiers; i++) {
+    for (i = from; i < end; i++) {
         code = tier_get(&cache->tiers[i], look, ret_value, err);
         if (code == CAIRN_OK)
             break;
@@ -140,11 +148,40 @@ static int ask_tiers(const struct look_up *look, unsigned nr_tiers, void **ret_v
     return CAIRN_OK;
 }
 
+/* About how long a rebuild takes on this server. */
+static unsigned patience_ms(struct tier *rebuild)
+{
+    uint64_t nr = atomic_load(&rebuild->hits);
+    uint64_t us = nr ? atomic_load(&rebuild->latency.sum_us) / nr : 0;
+
+    return (unsigned)min_u64(BUILD_PATIENCE_MS + BUILD_PATIENCE * us / 1000, 10000);
+}
+
+/* Rebuild, unless another server does so just now: then what it made is somewhere above. */
+static int rebuild(const struct look_up *look, void **ret_value, struct cairn_error *err)
+{
+    struct metacache *cache = look->cache;
+    unsigned last = cache->nr_tiers - 1;
+    const struct metacache_tier *shared = &cache->tiers[0].is;
+    int code = CAIRN_E_NOT_FOUND;
+
+    if (!shared->begin_build)
+        return ask_tiers(look, last, cache->nr_tiers, ret_value, err);
+    if (!shared->begin_build(shared->ctx, look->chain, look->ordinal,
+                             patience_ms(&cache->tiers[last])))
+        code = ask_tiers(look, 0, last, ret_value, err);
+    if (code != CAIRN_OK)
+        code = ask_tiers(look, last, cache->nr_tiers, ret_value, err);
+    shared->end_build(shared->ctx, look->chain, look->ordinal);
+    return code;
+}
+
 static int fetch(void *arg, void **ret_value, struct cairn_error *err)
 {
     const struct look_up *look = arg;
+    int code = ask_tiers(look, 0, look->cache->nr_tiers - 1, ret_value, err);
 
-    return ask_tiers(look, look->cache->nr_tiers, ret_value, err);
+    return code == CAIRN_OK ? code : rebuild(look, ret_value, err);
 }
 
 /* -- Looking up ------------------------------------------------------------------------------- */
@@ -183,7 +220,7 @@ static int get(const struct look_up *look, bool with_rebuild, void **ret_value,
     *ret_value = cache_peek(memory, &key);
     if (*ret_value)
         return CAIRN_OK;
-    code = ask_tiers(look, cache->nr_tiers - 1, ret_value, err);
+    code = ask_tiers(look, 0, cache->nr_tiers - 1, ret_value, err);
     if (code == CAIRN_OK)
         cache_put(memory, &key, *ret_value);
     return code;
@@ -271,6 +308,24 @@ void metacache_fill_slice(struct metacache *cache, const struct meta_chain *chai
     }
 }
 
+bool metacache_has_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                         uint32_t slice_nr)
+{
+    struct cache_key key = metacache_key(chain, ordinal, slice_nr);
+    struct index_slice *slice = cache_peek(cache->slices, &key);
+
+    index_slice_unref(slice);
+    return slice != NULL;
+}
+
+void metacache_keep_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                          uint32_t slice_nr, struct index_slice *slice)
+{
+    struct cache_key key = metacache_key(chain, ordinal, slice_nr);
+
+    cache_put(cache->slices, &key, slice);
+}
+
 int metacache_nr_stored(struct metacache *cache, const struct meta_chain *chain,
                         uint32_t *ret_nr_prefixes, struct cairn_error *err)
 {
@@ -290,8 +345,18 @@ static void add_tier(struct metacache *cache, struct metacache_tier tier)
     cache->tiers[cache->nr_tiers++].is = tier;
 }
 
-int metacache_new(size_t max_bytes, struct store *store, struct metacache **ret_cache,
-                  struct cairn_error *err)
+static int add_redis(struct metacache *cache, struct redis *redis, struct cairn_error *err)
+{
+    struct metacache_tier tier;
+    int code = redis_tier_new(cache, redis, &tier, err);
+
+    if (code == CAIRN_OK)
+        add_tier(cache, tier);
+    return code;
+}
+
+int metacache_new(size_t max_bytes, struct store *store, struct redis *redis,
+                  struct metacache **ret_cache, struct cairn_error *err)
 {
     CLEANUP(metacache_free_p) struct metacache *cache = calloc(1, sizeof(*cache));
     size_t small = max_bytes / SMALL_SHARE;
@@ -304,6 +369,8 @@ int metacache_new(size_t max_bytes, struct store *store, struct metacache **ret_
         code = cache_new(&slice_type, max_bytes - 2 * small, &cache->slices, err);
     if (code == CAIRN_OK)
         code = index_store_new(cache, store, small, &cache->index_store, err);
+    if (code == CAIRN_OK && redis)
+        code = add_redis(cache, redis, err);
     if (code != CAIRN_OK)
         return code;
     add_tier(cache, index_store_tier(cache->index_store));
@@ -356,6 +423,13 @@ bool metacache_get_tier_stats(struct metacache *cache, unsigned nr,
         .hits = atomic_load(&tier->hits),
         .misses = atomic_load(&tier->misses),
         .bad = atomic_load(&tier->bad),
+        .latency = &tier->latency,
     };
+    if (tier->is.count) {
+        uint64_t bad;
+
+        tier->is.count(tier->is.ctx, &bad, &ret_stats->dropped);
+        ret_stats->bad += bad;
+    }
     return true;
 }

@@ -3,9 +3,9 @@
  * The metadata cache (DESIGN 4.5): L1s and L2 slices of chain indexes, by chain ID.
  *
  * Look-ups go down the tiers: process memory (bounded in bytes, LRU), then each lower tier, in
- * order, and what is found below is filled in above.  Today's lower tiers are the store's index
- * object and the rebuild from the layers' tables; Redis joins as one more between memory and
- * store (metacache_tier.h).  Everybody who misses one entry at the same time waits for one fetch.
+ * order, and what is found below is filled in above.  The lower tiers are Redis, if there is one,
+ * the store's index object, and the rebuild from the layers' tables (metacache_tier.h).  Everybody
+ * who misses one entry at the same time waits for one fetch; of several servers, one rebuilds.
  *
  * Whatever a tier holds is derived from the layers: a value that is missing, altered, cut or
  * unreadable is counted and looked for further down, and the index object that it came from is
@@ -15,6 +15,7 @@
 #define SERVER_METACACHE_H
 
 #include "chain_index.h"
+#include "histogram.h"
 #include "manifest.h"
 #include "store.h"
 
@@ -27,9 +28,11 @@ struct meta_chain {
 };
 
 struct metacache;
+struct redis;
 
-int metacache_new(size_t max_bytes, struct store *store, struct metacache **ret_cache,
-                  struct cairn_error *err);
+/* redis is what all servers share, or NULL; borrowed, as the store is. */
+int metacache_new(size_t max_bytes, struct store *store, struct redis *redis,
+                  struct metacache **ret_cache, struct cairn_error *err);
 void metacache_free(struct metacache *cache);
 CLEANUP_DEFINE(struct metacache *, metacache_free)
 
@@ -72,9 +75,16 @@ void metacache_get_stats(struct metacache *cache, struct metacache_stats *ret_st
 struct metacache_tier_stats {
     const char *name;
     uint64_t hits, misses;
-    uint64_t bad; /* of the misses: found, but altered, cut or unreadable */
+    uint64_t bad;                    /* found, but altered, cut or unreadable */
+    uint64_t dropped;                /* not put: there was no room, or nobody to take it */
+    const struct histogram *latency; /* of look-ups */
 };
 bool metacache_get_tier_stats(struct metacache *cache, unsigned nr,
                               struct metacache_tier_stats *ret_stats);
+
+/* Both in /metrics. */
+struct metrics;
+void metacache_write_metrics(struct metacache *cache, struct metrics *m);
+void redis_write_metrics(void *redis, struct metrics *m);
 
 #endif

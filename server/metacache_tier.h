@@ -32,9 +32,32 @@ struct metacache_tier {
     void (*put_l1)(void *ctx, const struct index_l1 *l1);
     void (*put_slice)(void *ctx, const struct meta_chain *chain, uint32_t ordinal,
                       uint32_t slice_nr, const struct index_slice *slice);
+    /*
+     * Before a prefix is rebuilt: false if another server has just done so, and the tiers are worth
+     * another look; waits no longer than patience_ms.  end_build follows in any case.  NULL: there
+     * are no others.
+     */
+    bool (*begin_build)(void *ctx, const struct meta_chain *chain, uint32_t ordinal,
+                        unsigned patience_ms);
+    void (*end_build)(void *ctx, const struct meta_chain *chain, uint32_t ordinal);
+    /* Values that a look-up met beside the one it was for and found bad, and values that could not
+     * be put; NULL: none. */
+    void (*count)(void *ctx, uint64_t *ret_bad, uint64_t *ret_dropped);
     void (*free)(void *ctx);
     void *ctx;
 };
+
+/* Is a slice in memory; keep one there that was found beside another. */
+bool metacache_has_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                         uint32_t slice_nr);
+void metacache_keep_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
+                          uint32_t slice_nr, struct index_slice *slice);
+
+/* -- Redis (metacache_redis.c) ---------------------------------------------------------------- */
+
+/* redis is borrowed. */
+int redis_tier_new(struct metacache *cache, struct redis *redis, struct metacache_tier *ret_tier,
+                   struct cairn_error *err);
 
 /* -- What the tiers of metacache_store.c need of the cache above them ------------------------- */
 

@@ -24,7 +24,11 @@ struct params {
     uint64_t connection_memory;
     uint64_t connection_timeout; /* seconds */
     uint64_t reply_memory;
-    uint64_t stop_timeout; /* seconds */
+    uint64_t stop_timeout;   /* seconds */
+    char *redis;             /* NULL: none */
+    char *redis_sentinel;    /* NULL: none */
+    uint64_t redis_deadline; /* milliseconds */
+    uint64_t redis_expiry;   /* seconds */
     uint64_t meta_cache;
     uint64_t cluster_cache;
     uint64_t max_depth;

@@ -82,7 +82,7 @@ static int use_cache(void *arg, struct cairn_error *err)
     struct fixture *f = arg;
     CLEANUP(metacache_free_p) struct metacache *cache = NULL;
     CLEANUP(index_l1_unref_p) struct index_l1 *l1 = NULL;
-    int ret = metacache_new(1 << 20, f->store, &cache, err);
+    int ret = metacache_new(1 << 20, f->store, NULL, &cache, err);
 
     if (ret == CAIRN_OK)
         ret = metacache_l1(cache, &f->chain, NR_LAYERS - 1, &l1, err);

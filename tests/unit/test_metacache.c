@@ -25,7 +25,7 @@ static struct cairn_error err;
 static void new_cache(struct fixture *f, size_t max_bytes)
 {
     metacache_free(f->cache);
-    assert_int_equal(metacache_new(max_bytes, f->store, &f->cache, &err), CAIRN_OK);
+    assert_int_equal(metacache_new(max_bytes, f->store, NULL, &f->cache, &err), CAIRN_OK);
 }
 
 /* The blob, at its place; what it is named after does not matter here. */

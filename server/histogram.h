@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How long something took, counted in classes.  Thread-safe; a reader may see a count before the
+ * sum that belongs to it.
+ */
+#ifndef SERVER_HISTOGRAM_H
+#define SERVER_HISTOGRAM_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include <time.h>
+
+#define HISTOGRAM_CLASSES 14
+
+/* Upper bounds in microseconds; the last class has none. */
+static const uint32_t histogram_bounds_us[HISTOGRAM_CLASSES - 1] = {
+    25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 100000, 500000, 2500000};
+
+struct histogram {
+    atomic_uint_fast64_t counts[HISTOGRAM_CLASSES]; /* of each class by itself */
+    atomic_uint_fast64_t sum_us;
+};
+
+static inline uint64_t histogram_now_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static inline void histogram_add(struct histogram *h, uint64_t us)
+{
+    unsigned i = 0;
+
+    while (i < HISTOGRAM_CLASSES - 1 && us > histogram_bounds_us[i])
+        i++;
+    atomic_fetch_add_explicit(&h->counts[i], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&h->sum_us, us, memory_order_relaxed);
+}
+
+#endif

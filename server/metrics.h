@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * GET /metrics: figures of all parts, in Prometheus' text format, version 0.0.4.
+ *
+ * A part writes its own: a family, and its values.  Names follow Prometheus' conventions: base
+ * units (seconds, bytes), `_total` for what only grows.
+ */
+#ifndef SERVER_METRICS_H
+#define SERVER_METRICS_H
+
+#include "histogram.h"
+#include "http.h"
+
+struct metrics;
+
+/* type: "counter", "gauge", "histogram".  Values follow until the next family. */
+void metrics_family(struct metrics *m, const char *name, const char *type, const char *help);
+/* labels: `tier="redis"`, or NULL. */
+void metrics_value(struct metrics *m, const char *labels, uint64_t value);
+void metrics_seconds(struct metrics *m, const char *labels, uint64_t us);
+void metrics_histogram(struct metrics *m, const char *labels, const struct histogram *h);
+
+struct metrics_source {
+    void (*write)(void *ctx, struct metrics *m);
+    void *ctx;
+};
+
+/* Answer with what the sources write; they end with one whose write is NULL. */
+void metrics_handle(void *sources, const struct http_request *req, struct http_reply *reply);
+
+#endif
