@@ -4,7 +4,8 @@
  *
  * Tables are collected first, with the number of L1 entries that name them, and walked in the order
  * of the file, once for the active L1 table and once for all snapshots: however many snapshots
- * share a table, its entries are looked at twice.
+ * share a table, its entries are looked at twice, and those of the active tables once more if a
+ * copied bit can be wrong.
  */
 #include "qcow2_check_internal.h"
 
