@@ -618,6 +618,31 @@ static void test_parts_of_one_subcluster_written_at_once(void **state)
     close_and_check(a);
 }
 
+static int write_meanwhile(void *ctx, const struct hostfile_event *event)
+{
+    if (event->op == HOSTFILE_WRITE)
+        start_write(ctx);
+    return 0;
+}
+
+static void test_writers_to_one_cluster_do_not_wait_for_each_other(void **state)
+{
+    struct active *a = create(with_base());
+    struct meanwhile m = {.part = {a, 2 * SUB, SUB, 2}, .wait = true};
+    const struct hostfile_hook hook = {.before = write_meanwhile, .ctx = &m};
+
+    (void)state;
+    put(a, 3, SUB, CLUSTER); /* makes the L2 table */
+    a->file.hook = &hook;
+    put(a, 1, SUB, 0); /* a new cluster, and another writer comes and goes while it is written to */
+    a->file.hook = NULL;
+    assert_true(m.started);
+    expect(a, 1, SUB, 0);
+    expect(a, -1, SUB, SUB);
+    expect(a, 2, SUB, 2 * SUB);
+    close_and_check(a);
+}
+
 static void test_a_whole_subcluster_is_not_undone_by_a_slow_copy(void **state)
 {
     struct active *a = create(with_base());
@@ -774,6 +799,7 @@ int main(void)
         cmocka_unit_test(test_zeros_over_holes_make_no_tables),
         cmocka_unit_test(test_zeros_over_what_cannot_tell_are_marked),
         cmocka_unit_test(test_parts_of_one_subcluster_written_at_once),
+        cmocka_unit_test(test_writers_to_one_cluster_do_not_wait_for_each_other),
         cmocka_unit_test(test_a_whole_subcluster_is_not_undone_by_a_slow_copy),
         cmocka_unit_test(test_other_subclusters_do_not_wait_for_a_slow_copy),
         cmocka_unit_test(test_a_flush_does_not_wait_for_a_slow_read),
