@@ -16,7 +16,10 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||                               \
     __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
 #define SANITIZED 1
-#include <sanitizer/allocator_interface.h>
+/* Both compilers' runtimes have these; only clang ships their header, <sanitizer/…>. */
+size_t __sanitizer_get_allocated_size(const volatile void *p);
+int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void *, size_t),
+                                              void (*on_free)(const volatile void *));
 #else
 #define SANITIZED 0
 #endif
