@@ -69,6 +69,11 @@ static int read_l1_entry_locked(struct active *a, uint64_t guest_off, uint64_t *
                          "%s: L1 entry %" PRIu64 " is 0x%" PRIx64
                          ", expected a cluster of the file",
                          a->file.name, l1_index(a, guest_off), entry);
+    if (entry != 0 && !(entry & QCOW2_OFLAG_COPIED))
+        return error_set(err, CAIRN_E_CORRUPT,
+                         "%s: L1 entry %" PRIu64 " is 0x%" PRIx64
+                         ": the L2 table is not exclusively this entry's",
+                         a->file.name, l1_index(a, guest_off), entry);
     *ret_table_off = table_off;
     return CAIRN_OK;
 }

@@ -272,6 +272,7 @@ static void test_hostile_l1_entries(void **state)
     expect_bad_l1(QCOW2_OFLAG_COPIED | (4 * CLUSTER + 4096));
     expect_bad_l1(QCOW2_OFLAG_COPIED | CLUSTER);
     expect_bad_l1(QCOW2_OFLAG_COPIED);
+    expect_bad_l1(4 * CLUSTER);
     expect_bad_l1(QCOW2_OFLAG_COPIED | 4 * CLUSTER | 1);
 }
 
