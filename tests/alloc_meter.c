@@ -51,13 +51,13 @@ static void sub(size_t size)
 }
 
 #if SANITIZED
-static void on_malloc(const volatile void *p, size_t size)
+static void count_malloc(const volatile void *p, size_t size)
 {
     (void)p;
     add(size);
 }
 
-static void on_free(const volatile void *p)
+static void count_free(const volatile void *p)
 {
     if (metering && p)
         sub(__sanitizer_get_allocated_size(p));
@@ -119,7 +119,7 @@ void alloc_meter_start(size_t bound)
     static bool installed;
 
     if (!installed)
-        installed = __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free) != 0;
+        installed = __sanitizer_install_malloc_and_free_hooks(count_malloc, count_free) != 0;
 #endif
     now = peak = 0;
     limit = (int64_t)bound;

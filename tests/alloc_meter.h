@@ -14,11 +14,11 @@ void alloc_meter_start(size_t bound);
 /* The most that there was at once. */
 size_t alloc_meter_stop(void);
 
-/* What reading, or checking, a qcow2 image of this size takes at most, as engine/README.md states.
- */
+/* What reading a qcow2 image of this size takes at most, and what checking it: as engine/README.md
+ * states for small images. */
 static inline size_t alloc_bound_reading(uint64_t image_size)
 {
-    return image_size <= 64 << 10 ? (size_t)1 << 20 : (size_t)64 << 20;
+    return image_size <= 64 << 10 ? (size_t)512 << 10 : (size_t)64 << 20;
 }
 
 static inline size_t alloc_bound_checking(uint64_t image_size)

@@ -34,7 +34,7 @@ enum script_flags {
 /* A file grows, without holding anything there, to the first cluster that is not counted: refcount
  * blocks in 1 MiB count so much. */
 #define GROWTH_MAX ((uint64_t)16 << 30)
-#define MEMORY_MAX ((size_t)4 << 20) /* for tables, and what operations hold */
+#define MEMORY_MAX ((size_t)2 << 20) /* for tables, and what operations hold */
 
 /* -- What the disk must show ------------------------------------------------------------------- */
 
@@ -114,6 +114,21 @@ static void note(uint64_t guest_off, uint64_t len, uint8_t byte, bool ok)
     }
 }
 
+/* The disk has a new size: what is added is zeros. */
+static void note_size(uint64_t virtual_size, bool ok)
+{
+    for (unsigned i = 0; i < NR_WINDOWS; i++) {
+        struct window *w = &windows[i];
+        uint64_t before = w->len;
+
+        w->len =
+            w->guest_off < virtual_size ? min_u64(WINDOW_SIZE, virtual_size - w->guest_off) : 0;
+        w->known &= ok;
+        if (w->len > before)
+            memset(w->bytes + before, 0, w->len - before);
+    }
+}
+
 /* -- Looking from outside ---------------------------------------------------------------------- */
 
 static bool check_image(struct qcow2_check_result *ret_result)
@@ -169,7 +184,7 @@ static bool look(bool compare)
     if (!compare)
         place_windows(layer_get_attr(layer)->virtual_size);
     ok = fuzz_disk_init(&disk, src, layer);
-    for (unsigned i = 0; ok && i < NR_WINDOWS && windows[i].len > 0; i++) {
+    for (unsigned i = 0; ok && i < NR_WINDOWS; i++) {
         struct window *w = &windows[i];
 
         ok = fuzz_disk_read(&disk, compare ? buf : w->bytes, w->len, w->guest_off, fill_beneath);
@@ -233,7 +248,8 @@ static bool can_read_windows(const struct session *s)
     struct cairn_error err;
 
     for (unsigned i = 0; i < NR_WINDOWS; i++)
-        if (active_pread(s->active, buf, windows[i].len, windows[i].guest_off, &err) != CAIRN_OK)
+        if (windows[i].len > 0 &&
+            active_pread(s->active, buf, windows[i].len, windows[i].guest_off, &err) != CAIRN_OK)
             return false;
     return true;
 }
@@ -267,6 +283,18 @@ static void write_some(struct session *s, uint64_t guest_off, uint64_t len)
 
     memset(buf, byte, len);
     note(guest_off, len, byte, active_pwrite(s->active, buf, len, guest_off, &err) == CAIRN_OK);
+}
+
+/* To where the range begins, or longer by it. */
+static void resize(struct session *s, uint64_t guest_off, uint64_t len, bool longer)
+{
+    uint64_t to = round_down(longer ? s->virtual_size + len : guest_off, 512);
+    struct cairn_error err;
+    bool ok = active_resize(s->active, to, UINT64_MAX, &err) == CAIRN_OK;
+
+    s->virtual_size = active_virtual_size(s->active);
+    FUZZ_CHECK(!ok || s->virtual_size == to);
+    note_size(s->virtual_size, ok);
 }
 
 static void map_some(const struct session *s, uint64_t guest_off, uint64_t len)
@@ -305,6 +333,8 @@ enum operation {
     OP_MAP,
     OP_REOPEN,
     OP_SEAL,
+    OP_LONGER,
+    OP_SHORTER,
     NR_OPERATIONS,
 };
 
@@ -350,6 +380,10 @@ static bool operate(struct session *s, const uint8_t *op)
         return session_reopen(s);
     case OP_SEAL:
         (void)active_seal(s->active, &err);
+        break;
+    case OP_LONGER:
+    case OP_SHORTER:
+        resize(s, guest_off, bytes_get_be16(op + 4), op[0] % NR_OPERATIONS == OP_LONGER);
         break;
     case NR_OPERATIONS:
     default:

@@ -20,8 +20,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define EXTENTS_MAX 64 /* that are compared */
 #define READ_MAX    4096
 /* A small image may show a huge disk: its L2 entries may all name one cluster. */
-#define DISK_MAX   ((uint64_t)1 << 20)
-#define MEMORY_MAX ((size_t)64 << 20)
+#define DISK_MAX ((uint64_t)256 << 10)
+#define MEMORY_MAX ((size_t)8 << 20)
 
 /* A memory file for what is made. */
 struct output {
