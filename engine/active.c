@@ -71,11 +71,11 @@ static int set_up(struct active *a, const char *path, const struct active_option
     if (rc)
         return rc;
     a->shape = h.shape;
-    a->sealed = options->read_only;
+    a->sealed = a->immutable = options->read_only;
     a->backing = options->backing;
     a->beneath = options->backing.pread || h.parent_state != ACTIVE_NO_PARENT;
     a->parent = h.parent;
-    atomic_init(&a->parent_state, h.parent_state);
+    a->parent_state = h.parent_state;
     return set_up_tables(a, &h, options->cache_bytes, err);
 }
 
@@ -138,9 +138,11 @@ uint64_t active_virtual_size(const struct active *a)
     return a->shape.virtual_size;
 }
 
-bool active_parent(const struct active *a, struct digest *ret_chain_id)
+bool active_parent(struct active *a, struct digest *ret_chain_id)
 {
-    if (atomic_load(&a->parent_state) != ACTIVE_PARENT_KNOWN)
+    SCOPED_LOCK(&a->lock);
+
+    if (a->parent_state != ACTIVE_PARENT_KNOWN)
         return false;
     *ret_chain_id = a->parent;
     return true;
@@ -237,22 +239,20 @@ static int write_parent_locked(struct active *a, const struct digest *chain_id,
 int active_set_parent(struct active *a, const struct digest *chain_id, struct cairn_error *err)
 {
     SCOPED_LOCK(&a->lock);
-    unsigned state = atomic_load(&a->parent_state);
+    const enum active_parent_state before = a->parent_state;
     char id[DIGEST_STR_MAX];
-    int rc = active_check_writable_locked(a, err);
+    int rc = table_check_locked(a->tables, err);
 
-    if (rc)
+    if (rc || (before == ACTIVE_PARENT_KNOWN && digest_equal(&a->parent, chain_id)))
         return rc;
-    if (state == ACTIVE_PARENT_KNOWN && digest_equal(&a->parent, chain_id))
-        return CAIRN_OK;
-    if (state != ACTIVE_PARENT_PENDING)
-        return error_set(err, CAIRN_E_CONFLICT, "%s does not wait for a parent, cannot record %s",
+    if (before != ACTIVE_PARENT_PENDING && before != ACTIVE_PARENT_KNOWN)
+        return error_set(err, CAIRN_E_CONFLICT, "%s has no place for a parent, cannot record %s",
                          a->file.name, digest_format(chain_id, id));
-    atomic_store(&a->parent_state, ACTIVE_PARENT_RECORDING);
+    a->parent_state = ACTIVE_PARENT_RECORDING;
     rc = write_parent_locked(a, chain_id, err);
     if (!rc)
         a->parent = *chain_id;
-    atomic_store(&a->parent_state, rc ? ACTIVE_PARENT_PENDING : ACTIVE_PARENT_KNOWN);
+    a->parent_state = rc ? before : ACTIVE_PARENT_KNOWN;
     return rc;
 }
 
@@ -270,6 +270,6 @@ int active_seal(struct active *a, struct cairn_error *err)
     rc = settle_locked(a, err);
     if (!rc)
         rc = hostfile_lock_readers(&a->file, err);
-    a->sealed = rc == CAIRN_OK;
+    a->sealed = a->immutable = rc == CAIRN_OK;
     return rc;
 }

@@ -44,9 +44,9 @@ struct active_shape {
 enum active_parent_state {
     ACTIVE_NO_PARENT,
     ACTIVE_PARENT_PENDING,
-    ACTIVE_PARENT_RECORDING, /* pending, and somebody is about to change that */
-    ACTIVE_PARENT_KNOWN,     /* from here on `parent` does not change */
-    ACTIVE_PARENT_FOREIGN,   /* a backing file that is none of ours */
+    ACTIVE_PARENT_RECORDING, /* somebody is about to record one */
+    ACTIVE_PARENT_KNOWN,
+    ACTIVE_PARENT_FOREIGN, /* a backing file that is none of ours */
 };
 
 /* Subclusters written in part: active_partial.c. */
@@ -64,11 +64,12 @@ struct active {
     struct inflight inflight;    /* (L) */
     struct partials partials;    /* (L) */
     bool sealed;                 /* (L) */
+    bool immutable;              /* (L) sealed, and that will not be undone */
     struct active_shape shape;
     struct active_backing backing;
     bool beneath; /* is there, or will there be, something that a hole falls through to? */
-    atomic_uint parent_state; /* enum active_parent_state; parent is written before it says KNOWN */
-    struct digest parent;
+    enum active_parent_state parent_state; /* (L) */
+    struct digest parent;                  /* (L); if parent_state is KNOWN */
     atomic_uint_fast64_t backing_bytes;
 };
 

@@ -25,7 +25,7 @@ int active_read_beneath(struct active *a, void *buf, size_t len, uint64_t guest_
     return rc ? error_prefix(err, rc, "beneath %s", a->file.name) : CAIRN_OK;
 }
 
-/* Find the run at guest_off; if it is data, op is registered. */
+/* Find the run at guest_off; if it is data that could be moved, op is registered. */
 static int begin_read(struct active *a, struct inflight_op *op, size_t len, uint64_t guest_off,
                       struct extent *ret_run, struct cairn_error *err)
 {
@@ -34,7 +34,7 @@ static int begin_read(struct active *a, struct inflight_op *op, size_t len, uint
     for (;;) {
         int rc = partial_get_run_locked(a, guest_off, len, ret_run, err);
 
-        if (rc || ret_run->kind != EXTENT_DATA) {
+        if (rc || ret_run->kind != EXTENT_DATA || a->immutable) {
             inflight_leave_locked(&a->inflight, op);
             return rc;
         }
@@ -50,9 +50,11 @@ static int read_own(struct active *a, struct inflight_op *op, void *buf, const s
 {
     int rc = hostfile_pread(FAULT_AT(&a->file, FAULT_DATA_READ), buf, run->len, run->host_off, err);
 
-    pthread_mutex_lock(&a->lock);
-    inflight_leave_locked(&a->inflight, op);
-    pthread_mutex_unlock(&a->lock);
+    if (op->entered) {
+        pthread_mutex_lock(&a->lock);
+        inflight_leave_locked(&a->inflight, op);
+        pthread_mutex_unlock(&a->lock);
+    }
     return rc ? error_prefix(err, rc, "guest offset 0x%" PRIx64, run->guest_off) : CAIRN_OK;
 }
 
