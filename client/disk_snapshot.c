@@ -5,8 +5,8 @@
  * Local layers, top first: the active layer A, sealed layers S…, then the remote chain R.  Order of
  * the steps, with what a re-open finds after a crash behind each (the rules are disk_folder.c's):
  *
- *   1. Digests of what is sealed already, and from them the chain ID that A stands on: recorded in
- *      A, if that is pending.                                        the disk as it was
+ *   1. Digests of what is sealed already, and from them the chain IDs that the layers above stand
+ *      on: recorded in these, where that is pending or was another.  the disk as it was
  *   2. Unless A is empty, the switch, prepared while writes go on:
  *      a. next.qcow2, an active layer whose parent is pending        as it was; next is removed
  *      b. sealed-n.qcow2, a second link to A's file                  as it was; the link is removed
@@ -153,17 +153,20 @@ static int wrong_parent(const char *name, const struct digest *got, const struct
                      digest_format(got, got_text), digest_format(expected, expected_text));
 }
 
-/* Does a local layer's record say chain_id; if its parent is pending, let it. */
-static int settle_parent(struct active *active, const char *name, const struct digest *chain_id,
-                         struct cairn_error *err)
+/*
+ * Let a local layer's record say chain_id.  The lowest one's has to say so, unless it is pending:
+ * it was made for that chain.  Those above follow from the form of what is sealed beneath them,
+ * which may be another one than a snapshot that failed has recorded: other options, another version
+ * of a compressor, space that there was not.
+ */
+static int settle_parent(struct active *active, bool lowest, const char *name,
+                         const struct digest *chain_id, struct cairn_error *err)
 {
     struct digest parent;
 
-    if (!active_parent(active, &parent))
-        return active_set_parent(active, chain_id, err);
-    if (!digest_equal(&parent, chain_id))
+    if (lowest && active_parent(active, &parent) && !digest_equal(&parent, chain_id))
         return wrong_parent(name, &parent, chain_id, err);
-    return CAIRN_OK;
+    return active_set_parent(active, chain_id, err);
 }
 
 /* Steps 1 and 4. */
@@ -177,7 +180,7 @@ static int settle_parents(struct snapshot *snap, struct cairn_error *err)
         struct disk_sealed *sealed = &disk->sealed[i];
         char name[DISK_SEALED_NAME_MAX];
 
-        ret = settle_parent(disk_level_active(sealed->level),
+        ret = settle_parent(disk_level_active(sealed->level), i == 0,
                             disk_sealed_name(sealed->number, name), &snap->chain_id, err);
         if (ret == CAIRN_OK)
             ret = settle_form(snap, sealed, err);
@@ -185,7 +188,8 @@ static int settle_parents(struct snapshot *snap, struct cairn_error *err)
             return ret;
         digest_chain(&snap->chain_id, &sealed->layer.digest, &snap->chain_id);
     }
-    return settle_parent(disk_level_active(disk->top), DISK_FOLDER_ACTIVE, &snap->chain_id, err);
+    return settle_parent(disk_level_active(disk->top), disk->nr_sealed == 0, DISK_FOLDER_ACTIVE,
+                         &snap->chain_id, err);
 }
 
 /* -- The switch ----------------------------------------------------------------------------- */

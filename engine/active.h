@@ -59,8 +59,9 @@ int active_close(struct active *a, struct cairn_error *err);
 
 uint64_t active_virtual_size(const struct active *a);
 /* The recorded parent; false if there is none, or it is pending. */
-bool active_parent(const struct active *a, struct digest *ret_chain_id);
-/* Record the parent that was pending, durably. */
+bool active_parent(struct active *a, struct digest *ret_chain_id);
+/* Record the parent, durably: one that was pending, or another than before; also of a sealed layer.
+ * CAIRN_E_CONFLICT: the layer was made without a parent. */
 int active_set_parent(struct active *a, const struct digest *chain_id, struct cairn_error *err);
 
 int active_pwrite(struct active *a, const void *buf, size_t len, uint64_t guest_off,

@@ -354,6 +354,29 @@ class Snapshots(Case):
         self.assertIsNone(first_difference(self.server.http.data("vm:v2"), bytes(content)))
         self.assertEqual(list((self.tmp / "disk").glob("*-1.qcow2")), [])
 
+    def test_another_form_than_that_of_a_snapshot_that_failed(self):
+        """Layers that wait are published in whatever form the snapshot that succeeds asks for, though
+        those above have recorded what they stand on by another one."""
+        content = bytearray(self.push_base())
+        disk, socket = self.nbdkit("ref=vm:v1", f"disk={self.tmp / 'disk'}", "deadline=50")
+        client = NbdClient(socket)
+        port = self.server.port
+        self.server.stop()
+        for number in range(2):
+            data = bytes([number + 1]) * MIB
+            client.write(number * MIB, data)
+            content[number * MIB:(number + 1) * MIB] = data
+            self.snapshot("vm:v2", "--compress", "zstd", code=1)
+        client.close()
+        disk.stop()
+        self.server = self.cairnd(arguments=("--listen", f"127.0.0.1:{port}"))
+        disk = self.attach_disk()
+        self.snapshot("vm:v2")
+        self.assertEqual(self.sealed(), [])
+        self.assertIsNone(first_difference(self.server.http.data("vm:v2"), bytes(content)))
+        disk.stop()
+        self.assert_reads(self.attach_disk(), content)
+
     def test_killed_during_snapshots(self):
         """SIGKILL to whoever holds the disk, at random points of a snapshot with a writer going:
         everything flushed is there, and the disk goes on."""

@@ -111,7 +111,6 @@ static void test_the_parent_is_recorded(void **state)
 
 static void test_a_parent_that_comes_later(void **state)
 {
-    static const struct digest other = {{1}};
     struct active_options options = with_base();
     struct cairn_error err;
     struct digest found;
@@ -129,12 +128,31 @@ static void test_a_parent_that_comes_later(void **state)
     assert_false(active_parent(a, &found));
     must(active_set_parent(a, &parent_id, &err), &err);
     must(active_set_parent(a, &parent_id, &err), &err);
-    assert_int_equal(active_set_parent(a, &other, &err), CAIRN_E_CONFLICT);
     close_and_check(a);
 
     a = reopen(options);
     assert_true(active_parent(a, &found));
     assert_true(digest_equal(&found, &parent_id));
+    expect(a, 9, 100, 5000);
+    close_and_check(a);
+}
+
+static void test_another_parent_is_recorded(void **state)
+{
+    static const struct digest other = {{1}}, third = {{2}};
+    struct active *a = create(with_base());
+    struct cairn_error err;
+    struct digest found;
+
+    (void)state;
+    put(a, 9, 100, 5000);
+    must(active_set_parent(a, &other, &err), &err);
+    assert_true(active_parent(a, &found) && digest_equal(&found, &other));
+    must(active_seal(a, &err), &err);
+    must(active_set_parent(a, &third, &err), &err);
+    close_and_check(a);
+    a = reopen(with_base());
+    assert_true(active_parent(a, &found) && digest_equal(&found, &third));
     expect(a, 9, 100, 5000);
     close_and_check(a);
 }
@@ -776,6 +794,7 @@ int main(void)
         cmocka_unit_test(test_one_writer_at_a_time),
         cmocka_unit_test(test_the_parent_is_recorded),
         cmocka_unit_test(test_a_parent_that_comes_later),
+        cmocka_unit_test(test_another_parent_is_recorded),
         cmocka_unit_test(test_a_layer_without_parent_gets_none),
         cmocka_unit_test(test_written_bytes_are_read_back_and_survive),
         cmocka_unit_test(test_aligned_writes_read_nothing_from_beneath),
