@@ -76,7 +76,7 @@ static int open_parts(struct store *store, const char *key, const char *name, st
         return code;
     if (blob->fd < 0)
         return open_store_source(store, key, name, &blob->src, err);
-    return source_from_fd(blob->fd, name, &blob->src, err);
+    return store_fd_source(store, key, blob->fd, name, &blob->src, err);
 }
 
 int blob_open(struct store *store, const struct digest *digest, struct blob **ret_blob,

@@ -13,6 +13,7 @@
 
 #include "checked.h"
 #include "quote.h"
+#include "registry.h"
 
 #define DATA_TYPE "application/octet-stream"
 
@@ -85,6 +86,7 @@ static int one_piece(const struct disk_request *rq, uint64_t guest_off, uint64_t
     struct disk *disk = rq->disk;
     struct index_slices slices = disk_slices(disk);
     CLEANUP(blob_unref_p) struct blob *blob = NULL;
+    char key[REGISTRY_KEY_MAX];
     struct extent first;
     size_t nr;
     int code;
@@ -97,8 +99,11 @@ static int one_piece(const struct disk_request *rq, uint64_t guest_off, uint64_t
     if (code != CAIRN_OK || blob->fd < 0 || !range_in(first.host_off, len, blob->src->size))
         return code;
     *ret_fd = fcntl(blob->fd, F_DUPFD_CLOEXEC, 0);
+    if (*ret_fd < 0)
+        return CAIRN_OK; /* without a descriptor to spare it is read */
     *ret_host_off = first.host_off;
-    return CAIRN_OK; /* without a descriptor to spare it is read */
+    store_note_sent(disk->disks->store, registry_blob_key(&disk->layers[first.layer], key), len);
+    return CAIRN_OK;
 }
 
 /* Makes the reply; false if it is a failure. */

@@ -152,6 +152,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
 
     struct metrics_source sources[] = {
         {disks_write_metrics, disks},
+        {store_write_metrics, store},
         {redis ? redis_write_metrics : NULL, redis},
         {NULL, NULL},
     };

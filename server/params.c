@@ -51,7 +51,7 @@ static const struct param table[] = {
     {"listen", PARAM_TEXT, FIELD(listen), "127.0.0.1:7117", 0, 0, "addr:port",
      "address to listen on; port 0 takes any that is free"},
     {"store", PARAM_TEXT, FIELD(store), "fs:/var/lib/cairn", 0, 0, "URL",
-     "object store: fs:<folder>, made if missing"},
+     "object store: fs:<folder>, made if missing; slow:<ms>:<URL>: the same from afar"},
     {"port-file", PARAM_TEXT, FIELD(port_file), NULL, 0, 0, "file",
      "write the address listened on to this file once requests are answered"},
     {"log-level", PARAM_LOG_LEVEL, FIELD(log_level), "info", 0, 0, "level",

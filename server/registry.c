@@ -297,10 +297,13 @@ void registry_reply_object(const struct registry_call *call, unsigned status,
     uint64_t size;
     int fd = -1, r = store_open_fd(call->store, key, &fd, &size, &err);
 
-    if (!r && fd >= 0)
+    if (!r && fd >= 0) {
         http_reply_fd(call->reply, status, content_type, fd, off, len);
-    else if (!r)
+        if (http_method(call->req) != HTTP_HEAD)
+            store_note_sent(call->store, key, len);
+    } else if (!r) {
         r = stream_object(call, status, content_type, key, off, len, &err);
+    }
     if (r)
         http_reply_failure(call->reply, &err);
 }

@@ -2,7 +2,8 @@
 /*
  * The object store's front: picks the backend by URL and lets nothing through to it but keys,
  * values and upload IDs of the documented form.  Every key that reaches a backend is therefore a
- * relative path without surprises, whatever a request said.
+ * relative path without surprises, whatever a request said.  What passes is counted here, for all
+ * backends alike.
  */
 #include "store_backend.h"
 
@@ -104,6 +105,8 @@ int store_open(const char *url, struct store **ret_store, struct cairn_error *er
 {
     if (strncmp(url, "fs:", 3) == 0 && url[3] != 0)
         return store_fs_open(url + 3, ret_store, err);
+    if (strncmp(url, "slow:", 5) == 0)
+        return store_slow_open(url + 5, ret_store, err);
     return error_set(err, CAIRN_E_USAGE, "store '%s': expected fs:<dir>", url);
 }
 
@@ -113,120 +116,204 @@ void store_close(struct store *store)
         store->ops->close(store);
 }
 
+void store_write_metrics(void *store, struct metrics *m)
+{
+    store_count_write_metrics(&((const struct store *)store)->counts, m);
+}
+
+/* What a call that began at since_us gave, counted. */
+static int called(struct store *store, enum store_call call, uint64_t since_us, int code)
+{
+    return store_count_call(&store->counts, call, since_us, code);
+}
+
 int store_put(struct store *store, const char *key, const void *buf, size_t len,
               enum store_put_mode mode, struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_key(key, err);
 
-    return r ? r : store->ops->put(store, key, buf, len, mode, err);
+    if (r)
+        return r;
+    r = store->ops->put(store, key, buf, len, mode, err);
+    if (!r)
+        store_count_written(&store->counts, len);
+    return called(store, STORE_CALL_PUT, since, r);
 }
 
 int store_head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_key(key, err);
 
-    return r ? r : store->ops->head(store, key, ret_size, err);
+    return r ? r
+             : called(store, STORE_CALL_HEAD, since, store->ops->head(store, key, ret_size, err));
 }
 
 int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf, size_t *ret_len,
               struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_key(key, err);
 
-    return r ? r : store->ops->get(store, key, max_len, ret_buf, ret_len, err);
+    if (r)
+        return r;
+    r = store->ops->get(store, key, max_len, ret_buf, ret_len, err);
+    if (!r)
+        store_count_read(&store->counts, store_objects_of(key), *ret_len);
+    return called(store, STORE_CALL_GET, since, r);
 }
 
 int store_open_source(struct store *store, const char *key, struct source **ret_src,
                       struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
+    struct source *src = NULL;
     int r = check_key(key, err);
 
-    return r ? r : store->ops->open_source(store, key, ret_src, err);
+    if (r)
+        return r;
+    r = called(store, STORE_CALL_OPEN, since, store->ops->open_source(store, key, &src, err));
+    return r ? r : store_count_source(&store->counts, store_objects_of(key), src, ret_src, err);
 }
 
 int store_open_fd(struct store *store, const char *key, int *ret_fd, uint64_t *ret_size,
                   struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_key(key, err);
 
-    return r ? r : store->ops->open_fd(store, key, ret_fd, ret_size, err);
+    if (r)
+        return r;
+    r = store->ops->open_fd(store, key, ret_fd, ret_size, err);
+    return !r && *ret_fd < 0 ? CAIRN_OK : called(store, STORE_CALL_OPEN, since, r);
+}
+
+void store_note_sent(struct store *store, const char *key, uint64_t len)
+{
+    store_count_read(&store->counts, store_objects_of(key), len);
+}
+
+int store_fd_source(struct store *store, const char *key, int fd, const char *name,
+                    struct source **ret_src, struct cairn_error *err)
+{
+    struct source *src = NULL;
+    int r = source_from_fd(fd, name, &src, err);
+
+    return r ? r : store_count_source(&store->counts, store_objects_of(key), src, ret_src, err);
 }
 
 int store_delete(struct store *store, const char *key, struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_key(key, err);
 
-    return r ? r : store->ops->delete (store, key, err);
+    return r ? r : called(store, STORE_CALL_DELETE, since, store->ops->delete (store, key, err));
 }
 
 int store_list(struct store *store, const char *prefix, const char *after, store_list_fn fn,
                void *arg, struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_prefix(prefix, err);
 
-    return r ? r : store->ops->list(store, prefix, after, fn, arg, err);
+    if (r)
+        return r;
+    return called(store, STORE_CALL_LIST, since,
+                  store->ops->list(store, prefix, after, fn, arg, err));
 }
 
 int store_cas(struct store *store, const char *key, const char *old_value, const char *new_value,
               struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_key(key, err);
 
     if (!r)
         r = check_value(key, old_value, err);
     if (!r)
         r = check_value(key, new_value, err);
-    return r ? r : store->ops->cas(store, key, old_value, new_value, err);
+    if (r)
+        return r;
+    return called(store, STORE_CALL_CAS, since,
+                  store->ops->cas(store, key, old_value, new_value, err));
+}
+
+/* -- Uploads ------------------------------------------------------------------------------- */
+
+static int upload_called(struct store *store, uint64_t since_us, int code)
+{
+    return called(store, STORE_CALL_UPLOAD, since_us, code);
 }
 
 int store_upload_new(struct store *store, const char *owner, char ret_id[STORE_UPLOAD_ID_MAX],
                      struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r;
 
     if (strlen(owner) > STORE_NAME_MAX)
         return error_set(err, CAIRN_E_USAGE, "owner '%.64s…' of an upload is too long", owner);
     r = store_random_hex(ret_id, STORE_ID_LEN, err);
-    return r ? r : store->ops->upload_new(store, owner, ret_id, err);
+    return r ? r : upload_called(store, since, store->ops->upload_new(store, owner, ret_id, err));
 }
 
 int store_upload_size(struct store *store, const char *id, const char *owner, uint64_t *ret_size,
                       struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_id(id, err);
 
-    return r ? r : store->ops->upload_size(store, id, owner, ret_size, err);
+    if (r)
+        return r;
+    return upload_called(store, since, store->ops->upload_size(store, id, owner, ret_size, err));
 }
 
 int store_upload_append(struct store *store, const char *id, uint64_t off, const void *buf,
                         size_t len, struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_id(id, err);
 
-    return r ? r : store->ops->upload_append(store, id, off, buf, len, err);
+    if (r)
+        return r;
+    r = store->ops->upload_append(store, id, off, buf, len, err);
+    if (!r)
+        store_count_written(&store->counts, len);
+    return upload_called(store, since, r);
 }
 
 int store_upload_read(struct store *store, const char *id, void *buf, size_t len, uint64_t off,
                       struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_id(id, err);
 
-    return r ? r : store->ops->upload_read(store, id, buf, len, off, err);
+    if (r)
+        return r;
+    r = store->ops->upload_read(store, id, buf, len, off, err);
+    if (!r)
+        store_count_read(&store->counts, STORE_OBJECTS_UPLOADS, len);
+    return upload_called(store, since, r);
 }
 
 int store_upload_commit(struct store *store, const char *id, uint64_t size, const char *key,
                         struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_id(id, err);
 
     if (!r)
         r = check_key(key, err);
-    return r ? r : store->ops->upload_commit(store, id, size, key, err);
+    if (r)
+        return r;
+    return upload_called(store, since, store->ops->upload_commit(store, id, size, key, err));
 }
 
 int store_upload_abort(struct store *store, const char *id, struct cairn_error *err)
 {
+    uint64_t since = histogram_now_us();
     int r = check_id(id, err);
 
-    return r ? r : store->ops->upload_abort(store, id, err);
+    return r ? r : upload_called(store, since, store->ops->upload_abort(store, id, err));
 }

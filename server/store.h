@@ -20,7 +20,7 @@
 
 struct store;
 
-/* url: `fs:<dir>` (created if missing). */
+/* url: `fs:<dir>` (created if missing), or for benches `slow:<ms>:<url>`: as if that far away. */
 int store_open(const char *url, struct store **ret_store, struct cairn_error *err);
 void store_close(struct store *store);
 CLEANUP_DEFINE(struct store *, store_close)
@@ -41,9 +41,14 @@ int store_get(struct store *store, const char *key, size_t max_len, void **ret_b
 int store_open_source(struct store *store, const char *key, struct source **ret_src,
                       struct cairn_error *err);
 /* A file descriptor of the object, for sendfile; a backend that has none leaves -1 and returns
- * CAIRN_OK.  The caller closes it. */
+ * CAIRN_OK.  The caller closes it, and notes what is read or sent through it. */
 int store_open_fd(struct store *store, const char *key, int *ret_fd, uint64_t *ret_size,
                   struct cairn_error *err);
+void store_note_sent(struct store *store, const char *key, uint64_t len);
+/* The same as a source that reads through the descriptor fd, which it takes over, also on
+ * failure; name is for messages. */
+int store_fd_source(struct store *store, const char *key, int fd, const char *name,
+                    struct source **ret_src, struct cairn_error *err);
 int store_delete(struct store *store, const char *key, struct cairn_error *err);
 
 /*
@@ -88,5 +93,10 @@ int store_upload_read(struct store *store, const char *id, void *buf, size_t len
 int store_upload_commit(struct store *store, const char *id, uint64_t size, const char *key,
                         struct cairn_error *err);
 int store_upload_abort(struct store *store, const char *id, struct cairn_error *err);
+
+/* -- Figures ---------------------------------------------------------------------------------- */
+
+struct metrics;
+void store_write_metrics(void *store, struct metrics *m); /* as a metrics_source */
 
 #endif

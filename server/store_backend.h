@@ -7,6 +7,7 @@
 #define SERVER_STORE_BACKEND_H
 
 #include "store.h"
+#include "store_count.h"
 
 #define STORE_KEY_MAX   1024
 #define STORE_NAME_MAX  255
@@ -42,12 +43,14 @@ struct store_ops {
     int (*upload_abort)(struct store *store, const char *id, struct cairn_error *err);
 };
 
-/* An implementation embeds struct store as its first member. */
+/* An implementation embeds struct store as its first member, and fills in ops. */
 struct store {
     const struct store_ops *ops;
+    struct store_counts counts; /* store.c counts; zeros at first */
 };
 
 int store_fs_open(const char *dir, struct store **ret_store, struct cairn_error *err);
+int store_slow_open(const char *text, struct store **ret_store, struct cairn_error *err);
 
 /* Could name, of len bytes, be a component of a key? */
 bool store_valid_name(const char *name, size_t len);
