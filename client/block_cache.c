@@ -41,6 +41,23 @@ static int check_folder(const struct block_cache *cache, struct cairn_error *err
     return CAIRN_OK;
 }
 
+/* Files are made without a name first (block_layer.c).  A disk that is full now may have room
+ * later.
+ */
+static int check_files(const struct block_cache *cache, struct cairn_error *err)
+{
+    CLEANUP_CLOSE int fd = openat(cache->folder_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+
+    if (fd >= 0 || errno == ENOSPC || errno == EDQUOT)
+        return CAIRN_OK;
+    if (errno == EOPNOTSUPP || errno == EISDIR)
+        return error_set(err, CAIRN_E_UNSUPPORTED,
+                         "%s: this file system has no files without a name (O_TMPFILE), which the "
+                         "block cache needs; ext4, XFS, Btrfs and tmpfs have",
+                         cache->folder);
+    return error_set_errno(err, errno, "%s: cannot make a file in the block cache", cache->folder);
+}
+
 static int open_folder(struct block_cache *cache, const char *folder, struct cairn_error *err)
 {
     int ret;
@@ -54,6 +71,8 @@ static int open_folder(struct block_cache *cache, const char *folder, struct cai
     if (cache->folder_fd < 0)
         return error_set_errno(err, errno, "%s: cannot open the block cache's folder", folder);
     ret = check_folder(cache, err);
+    if (ret == CAIRN_OK)
+        ret = check_files(cache, err);
     if (ret != CAIRN_OK)
         return ret;
     cache->usage_fd =

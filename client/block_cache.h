@@ -94,7 +94,8 @@ struct block_claim {
 bool block_claim_try(struct block_layer *layer, uint64_t first, unsigned nr,
                      struct block_claim *ret_claim);
 void block_claim_end(struct block_claim *claim); /* nothing to do for one that was not had */
-/* Wait until the blocks are not claimed; false: after timeout_ms they still were. */
+/* Wait until the blocks are not claimed; false: after timeout_ms they still were, or so were
+ * others a short while ago: then it does not wait. */
 bool block_claim_wait(struct block_layer *layer, uint64_t first, unsigned nr, unsigned timeout_ms);
 
 /* -- Figures ---------------------------------------------------------------------------------- */

@@ -73,6 +73,7 @@ struct block_cache {
     pthread_mutex_t claims_lock;
     pthread_cond_t claim_ended;
     struct block_claim *claims; /* of this process */
+    atomic_uint waited_in_vain; /* for somebody's claim, then; 0: never */
 
     /* Segments that were stamped lately: hash of layer and segment, and the second.  A stamp that
      * is lost to a collision costs a write. */
@@ -80,8 +81,9 @@ struct block_cache {
 
     pthread_mutex_t usage_lock; /* one of this process counts at a time */
     int usage_fd;
-    atomic_uint_fast64_t unaccounted; /* bytes written that the folder's count does not know of */
-    atomic_uint full_since;           /* no room could be made then; 0: there is room */
+    /* Bytes written that the folder's count does not know of; below 0: counted in advance. */
+    atomic_int_fast64_t unaccounted;
+    atomic_uint full_since; /* no room could be made then; 0: there is room */
 
     atomic_uint_fast64_t hits, misses, writes, bad, evictions;
 };

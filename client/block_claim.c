@@ -18,6 +18,9 @@
 #define POLL_FIRST_NS 200000u /* a fetch over a local network takes about so long */
 #define POLL_MAX_NS   5000000u
 
+/* After a wait in vain nobody waits for so long: who was stopped with a claim may have others. */
+#define REST_SECONDS 30u
+
 bool block_lock(int fd, int type, uint64_t off, uint64_t len)
 {
     struct flock lock = {
@@ -117,20 +120,34 @@ static bool wait_for_threads(struct block_layer *layer, uint64_t first, uint64_t
     return true;
 }
 
-bool block_claim_wait(struct block_layer *layer, uint64_t first, unsigned nr, unsigned timeout_ms)
+/* False: the time is over. */
+static bool wait_for_processes(struct block_layer *layer, uint64_t first, unsigned nr,
+                               const struct timespec *until)
 {
     uint64_t pause_ns = POLL_FIRST_NS;
-    struct timespec now, until;
 
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    until = time_after(&now, timeout_ms * UINT64_C(1000000));
-    if (!wait_for_threads(layer, first, first + nr, &until))
-        return false;
     while (locked_elsewhere(layer, first, nr)) {
-        if (time_passed(&until))
+        if (time_passed(until))
             return false;
         nanosleep(&(struct timespec){.tv_nsec = (long)pause_ns}, NULL);
         pause_ns = min_u64(2 * pause_ns, POLL_MAX_NS);
     }
     return true;
+}
+
+bool block_claim_wait(struct block_layer *layer, uint64_t first, unsigned nr, unsigned timeout_ms)
+{
+    struct block_cache *cache = layer->cache;
+    uint32_t in_vain = atomic_load(&cache->waited_in_vain);
+    struct timespec now, until;
+
+    if (in_vain && block_now() - in_vain < REST_SECONDS)
+        return false;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    until = time_after(&now, timeout_ms * UINT64_C(1000000));
+    if (wait_for_threads(layer, first, first + nr, &until) &&
+        wait_for_processes(layer, first, nr, &until))
+        return true;
+    atomic_store(&cache->waited_in_vain, block_now());
+    return false;
 }

@@ -2,11 +2,12 @@
 /*
  * How much the folder holds, and letting go of what was used least recently.
  *
- * The file `usage` holds a count of bytes that all processes add to, a megabyte at a time.  When it
- * reaches the bound, whoever notices looks at what the files really take, and makes room: segments
- * go in the order of their stamps until an eighth of the bound is free.  The count is then what was
- * found; so it need not be exact, nor survive anything, and one that cannot be right is looked at
- * again.
+ * The file `usage` holds a count of bytes that all processes add to, a megabyte at a time and in
+ * advance: a process that ends with some of its megabyte unwritten, or dies, leaves a count that is
+ * too high, never one that is too low.  When the count reaches the bound, whoever notices looks at
+ * what the files really take, and makes room: segments go in the order of their stamps until an
+ * eighth of the bound is free.  The count is then what was found; so it need not be exact, nor
+ * survive anything, and one that cannot be right is looked at again.
  *
  * The lock on `usage` is never waited for.  Who cannot have it goes on and remembers what it wrote,
  * up to UNACCOUNTED_MAX; beyond that it keeps nothing more.  So the folder never takes more than
@@ -27,7 +28,7 @@
 #include "bytes.h"
 
 #define ACCOUNT_STEP    ((uint64_t)1 << 20)
-#define UNACCOUNTED_MAX ((uint64_t)16 << 20)
+#define UNACCOUNTED_MAX ((int64_t)16 << 20)
 #define FULL_SECONDS    10u /* until it is tried again to make room */
 
 static_assert(SEGMENT_BLOCKS * SLOT_SIZE % BLOCK_SIZE == 0, "segments do not share pages");
@@ -148,22 +149,17 @@ static uint32_t read_stamp(int fd, uint64_t segment)
 }
 
 /* Find the segments of a file that have data; out of memory ends the list, which does no harm. */
-static void list_segments(struct block_cache *cache, struct census *c, uint32_t file)
+static void list_segments(struct census *c, uint32_t file, int fd)
 {
-    struct blocks_header h;
-    CLEANUP_CLOSE int fd = open_blocks(cache, c->files[file].name, &h);
-    uint64_t slots_off, nr;
+    uint64_t layer_size = c->files[file].layer_size;
+    uint64_t slots_off = blocks_slots_off(layer_size);
+    uint64_t nr = div_round_up(layer_blocks(layer_size), SEGMENT_BLOCKS);
 
-    if (fd < 0)
-        return;
-    c->files[file].layer_size = h.layer_size;
-    slots_off = blocks_slots_off(h.layer_size);
-    nr = div_round_up(layer_blocks(h.layer_size), SEGMENT_BLOCKS);
     for (uint64_t s = 0; s < nr; s++) {
         uint64_t off, end;
         off_t data;
 
-        segment_range(h.layer_size, s, &off, &end);
+        segment_range(layer_size, s, &off, &end);
         data = lseek(fd, (off_t)off, SEEK_DATA);
         if (data < 0)
             return;
@@ -196,6 +192,25 @@ static bool remove_unused(struct block_cache *cache, const struct census_file *f
     return block_lock(fd, F_WRLCK, 0, 1) && unlinkat(cache->folder_fd, file->name, 0) == 0;
 }
 
+/* Look into a file for what could be evicted.  One that holds nothing would never be met again. */
+static void look_into(struct block_cache *cache, struct census *c, uint32_t nr)
+{
+    struct census_file *file = &c->files[nr];
+    size_t nr_before = c->nr_segments;
+    struct blocks_header h;
+    CLEANUP_CLOSE int fd = open_blocks(cache, file->name, &h);
+
+    if (fd < 0)
+        return;
+    file->layer_size = h.layer_size;
+    list_segments(c, nr, fd);
+    if (c->nr_segments > nr_before || file->bytes > blocks_slots_off(h.layer_size) ||
+        !remove_unused(cache, file, fd))
+        return;
+    c->bytes -= file->bytes;
+    file->bytes = 0;
+}
+
 static void evict_segment(struct block_cache *cache, struct census *c, const struct segment *s)
 {
     struct census_file *file = &c->files[s->file];
@@ -226,7 +241,7 @@ static uint64_t take_census(struct block_cache *cache)
     count_files(cache, &c);
     if (c.bytes > cache->max_bytes - cache->max_bytes / 8) {
         for (size_t i = 0; i < c.nr_files; i++)
-            list_segments(cache, &c, (uint32_t)i);
+            look_into(cache, &c, (uint32_t)i);
         qsort(c.segments, c.nr_segments, sizeof(*c.segments), older);
         for (size_t i = 0; i < c.nr_segments && c.bytes > cache->max_bytes - cache->max_bytes / 8;
              i++)
@@ -257,18 +272,21 @@ static bool write_usage(const struct block_cache *cache, uint64_t usage)
     return pwrite(cache->usage_fd, bytes, sizeof(bytes), 0) == (ssize_t)sizeof(bytes);
 }
 
-/* Add what this process has written to the folder's count, which is locked. */
+/* Add what this process has written, and a step in advance, to the folder's count, which is locked.
+ */
 static void account_locked(struct block_cache *cache)
 {
-    uint64_t mine = atomic_exchange(&cache->unaccounted, 0);
+    int64_t written = atomic_load(&cache->unaccounted);
+    uint64_t mine = (written > 0 ? (uint64_t)written : 0) + ACCOUNT_STEP;
     uint64_t usage = read_usage(cache), sum;
 
+    atomic_fetch_sub(&cache->unaccounted, (int64_t)mine);
     if (!checked_add(usage, mine, &sum) || sum > cache->max_bytes)
-        sum = take_census(cache);
+        sum = take_census(cache) + ACCOUNT_STEP;
     atomic_store(&cache->full_since, sum > cache->max_bytes ? block_now() : 0);
     /* A full disk may refuse even this; then the next step looks again. */
     if (!write_usage(cache, sum))
-        atomic_fetch_add(&cache->unaccounted, ACCOUNT_STEP);
+        atomic_fetch_add(&cache->unaccounted, (int64_t)ACCOUNT_STEP);
 }
 
 static void account(struct block_cache *cache)
@@ -285,15 +303,15 @@ static void account(struct block_cache *cache)
 bool block_usage_reserve(struct block_cache *cache, uint64_t bytes)
 {
     uint32_t full_since = atomic_load(&cache->full_since);
-    uint64_t mine;
+    int64_t mine;
 
     if (full_since && block_now() - full_since < FULL_SECONDS)
         return false;
-    mine = atomic_fetch_add(&cache->unaccounted, bytes) + bytes;
-    if (mine >= ACCOUNT_STEP || full_since)
+    mine = atomic_fetch_add(&cache->unaccounted, (int64_t)bytes) + (int64_t)bytes;
+    if (mine > 0 || full_since)
         account(cache);
     if (atomic_load(&cache->full_since) == 0 && atomic_load(&cache->unaccounted) <= UNACCOUNTED_MAX)
         return true;
-    atomic_fetch_sub(&cache->unaccounted, bytes);
+    atomic_fetch_sub(&cache->unaccounted, (int64_t)bytes);
     return false;
 }

@@ -17,8 +17,9 @@
 
 #define NR_PIECES 16u
 #define NR_GAPS   16u
-/* Longer than a fetch takes; a process that was stopped in the middle of one costs us this. */
-#define CLAIM_WAIT_MS 2000u
+/* Longer than a fetch takes; a process that was stopped in the middle of one costs us this, once
+ * in a while. */
+#define CLAIM_WAIT_MS 5000u
 /* Others may claim it again and again, each for a part of it, or failing. */
 #define CLAIM_TRIES 8u
 
@@ -140,10 +141,13 @@ static unsigned look_again(const struct gap *g, struct block_set *ret_missing)
                             ret_missing);
 }
 
-/* Does b's layer go on where a ends, for the guest, too? */
+/* Does b's layer go on where a ends, for the guest, too?  That blocks adjoin does not say so: of
+ * clusters smaller than a block the layer may hold others between the two. */
 static bool is_one_range(const struct gap *a, const struct gap *b)
 {
-    return a->piece->ordinal == b->piece->ordinal && gap_host_end(a) == gap_host_off(b);
+    return a->piece->ordinal == b->piece->ordinal &&
+           a->piece->host_off + a->piece->len == b->piece->host_off &&
+           gap_host_end(a) == gap_host_off(b);
 }
 
 static void keep(const struct gap *g, const uint8_t *blocks)
@@ -184,7 +188,7 @@ static int fetch_blocks(const struct block_fetch *fetch, const struct gap *gaps,
 /* Keep the blocks that lie in what the guest wanted. */
 static void keep_whole(const struct gap *g)
 {
-    struct gap whole = *g;
+    struct gap whole = {.piece = g->piece, .first = g->first, .nr = g->nr}; /* g is in a list */
     const struct piece *p = g->piece;
 
     if (gap_host_off(&whole) < p->host_off) {

@@ -261,7 +261,7 @@ static size_t next_window_len(struct stream *s)
         return s->window_len;
     if (window_paid(last) && !last->near)
         return (size_t)min_u64(2 * (uint64_t)s->window_len, WINDOW_MAX);
-    if (s->window_len == WINDOW_MIN || last->near) {
+    if (s->window_len <= WINDOW_MIN || last->near) { /* less: at the end of the disk */
         s->run = 1;
         s->window_len = WINDOW_MIN;
         return 0;

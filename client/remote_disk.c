@@ -155,19 +155,29 @@ static size_t adjoining_clusters(const struct extent *run, size_t nr, size_t *re
     return n;
 }
 
-/* Clusters that are stored behind each other are brought into the cache with one request. */
-static int read_compressed(struct remote_disk *rd, const struct extent *run, size_t nr, char *buf,
-                           struct cairn_error *err)
+/* Clusters that are stored behind each other are brought into the cache with one request; how many
+ * they are. */
+static int gather_compressed(struct remote_disk *rd, const struct extent *run, size_t nr,
+                             size_t *ret_nr, struct cairn_error *err)
 {
     size_t len, n = adjoining_clusters(run, nr, &len);
     CLEANUP_FREE char *stored = n > 1 ? malloc(len) : NULL;
-    int ret =
-        stored ? read_layer_cached(rd, run->layer, stored, len, run->host_off, err) : CAIRN_OK;
 
-    for (size_t i = 0; ret == CAIRN_OK && i < nr; i++) {
-        if (i == n)
-            return read_compressed(rd, run + n, nr - n, buf, err);
-        ret = chain_read_extent(&rd->reader, &run[i], buf, err);
+    *ret_nr = n;
+    return stored ? read_layer_cached(rd, run->layer, stored, len, run->host_off, err) : CAIRN_OK;
+}
+
+static int read_compressed(struct remote_disk *rd, const struct extent *run, size_t nr, char *buf,
+                           struct cairn_error *err)
+{
+    size_t nr_gathered = 0;
+    int ret = CAIRN_OK;
+
+    for (size_t i = 0; ret == CAIRN_OK && i < nr; i++, nr_gathered--) {
+        if (nr_gathered == 0)
+            ret = gather_compressed(rd, run + i, nr - i, &nr_gathered, err);
+        if (ret == CAIRN_OK)
+            ret = chain_read_extent(&rd->reader, &run[i], buf, err);
         buf += run[i].len;
     }
     return ret;

@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -331,6 +332,45 @@ static void the_folder_stays_within_its_bound(void **state)
     }
 }
 
+/* What is written by many that do not live long counts, too. */
+static void short_lived_processes_keep_within_the_bound(void **state)
+{
+    struct fixture *f = *state;
+    struct cairn_error err;
+
+    for (unsigned i = 0; i < 200; i++) {
+        struct block_cache *cache;
+        struct block_layer *layer;
+
+        assert_ok(block_cache_open(f->folder, BLOCK_CACHE_BYTES_MIN, &cache, &err), &err);
+        layer = open_layer(cache, 0, 256 * MIB);
+        put(layer, 0, i * 256, 224);
+        block_layer_unref(layer);
+        block_cache_unref(cache);
+    }
+    assert_true(count_folder(f->folder) <= BLOCK_CACHE_BYTES_MIN + 2 * MIB);
+}
+
+/* Nor do files pile up in which nothing was ever kept. */
+static void files_that_hold_nothing_go(void **state)
+{
+    struct fixture *f = *state;
+    struct block_layer *layer, *open = open_layer(f->cache, 199, MIB);
+    char path[200];
+
+    for (unsigned n = 0; n < 100; n++)
+        block_layer_unref(open_layer(f->cache, n, MIB));
+    layer = open_layer(f->cache, 200, 128 * MIB);
+    assert_int_equal(access(path_of(f, 7, path), F_OK), 0);
+    for (unsigned i = 0; i < 100; i++)
+        put(layer, 200, i * 256, 256);
+    for (unsigned n = 0; n < 100; n++)
+        assert_int_not_equal(access(path_of(f, n, path), F_OK), 0);
+    assert_int_equal(access(path_of(f, 199, path), F_OK), 0);
+    block_layer_unref(open);
+    block_layer_unref(layer);
+}
+
 /* The stamps decide: what is stamped older goes first. */
 static void what_was_used_least_recently_goes(void **state)
 {
@@ -503,6 +543,41 @@ static void a_run_over_many_layers_is_one_request(void **state)
     assert_run(run, 16, buf);
     assert_ok(block_read_run(&fetch, run, 16, buf, &err), &err);
     assert_int_equal(s.nr_requests, 1);
+    free(buf);
+    service_stop(&s);
+}
+
+/* Pieces of one layer that adjoin for the guest, in blocks that adjoin, with something between. */
+static void clusters_smaller_than_a_block_read_right(void **state)
+{
+    static const uint64_t first_end[] = {3584, 4096, 4608}, second_off[] = {4096, 4608, 8192, 8704};
+    struct fixture *f = *state;
+    struct service s;
+    struct block_fetch fetch;
+    struct cairn_error err;
+    uint8_t *buf = malloc(MIB);
+
+    service_start(&s, f->cache);
+    fetch = fetch_of(&s);
+    for (unsigned i = 0; i < 3 * 4; i++) {
+        uint64_t base = (uint64_t)i << 16, end = second_off[i / 3] < 8192 ? 8192 : 12288;
+        struct extent run[] = {
+            {.len = first_end[i % 3], .host_off = base, .kind = EXTENT_DATA},
+            {.guest_off = first_end[i % 3],
+             .len = end - second_off[i / 3],
+             .host_off = base + second_off[i / 3],
+             .kind = EXTENT_DATA},
+        };
+
+        s.run = run;
+        s.nr_run = 2;
+        for (int turn = 0; turn < 2; turn++) {
+            memset(buf, 0xaa, MIB);
+            assert_ok(block_read_run(&fetch, run, 2, buf, &err), &err);
+            assert_run(run, 2, buf);
+            assert_int_equal(buf[run[0].len + run[1].len], 0xaa);
+        }
+    }
     free(buf);
     service_stop(&s);
 }
@@ -705,6 +780,30 @@ static void a_claim_ends_with_its_process(void **state)
     service_stop(&s);
 }
 
+/* A process that is stopped with claims costs one wait, not one for each of them. */
+static void a_stopped_process_is_waited_for_once(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP(block_cache_unref_p) struct block_cache *other = NULL;
+    struct block_claim claims[3];
+    struct block_layer *theirs, *ours = open_layer(f->cache, 0, LAYER_BYTES);
+    struct cairn_error err;
+
+    assert_ok(block_cache_open(f->folder, BLOCK_CACHE_BYTES_MIN, &other, &err), &err);
+    theirs = open_layer(other, 0, LAYER_BYTES);
+    for (unsigned i = 0; i < 3; i++)
+        assert_true(block_claim_try(theirs, 100 * i, 10, &claims[i]));
+    assert_true(block_claim_wait(ours, 50, 10, 20));
+    assert_false(block_claim_wait(ours, 0, 10, 20));
+    /* Would take longer than any test. */
+    assert_false(block_claim_wait(ours, 100, 10, UINT_MAX));
+    assert_false(block_claim_wait(ours, 205, 1, UINT_MAX));
+    for (unsigned i = 0; i < 3; i++)
+        block_claim_end(&claims[i]);
+    block_layer_unref(theirs);
+    block_layer_unref(ours);
+}
+
 /* Readers, writers and the evictor in many processes, killed at random: only right bytes. */
 static void kills_and_evictions_never_show(void **state)
 {
@@ -762,14 +861,19 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_wrong_header_is_replaced, setup, teardown),
         cmocka_unit_test_setup_teardown(a_folder_of_others_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(the_folder_stays_within_its_bound, setup, teardown),
+        cmocka_unit_test_setup_teardown(short_lived_processes_keep_within_the_bound, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(files_that_hold_nothing_go, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_used_least_recently_goes, setup, teardown),
         cmocka_unit_test_setup_teardown(a_run_over_many_layers_is_one_request, setup, teardown),
+        cmocka_unit_test_setup_teardown(clusters_smaller_than_a_block_read_right, setup, teardown),
         cmocka_unit_test_setup_teardown(zeros_follow_the_end_of_a_layer, setup, teardown),
         cmocka_unit_test_setup_teardown(a_failed_fetch_is_an_error_and_tried_again, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(threads_fetch_each_block_once, setup, teardown),
         cmocka_unit_test_setup_teardown(processes_fetch_each_block_once, setup, teardown),
         cmocka_unit_test_setup_teardown(a_claim_ends_with_its_process, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_stopped_process_is_waited_for_once, setup, teardown),
         cmocka_unit_test_setup_teardown(kills_and_evictions_never_show, setup, teardown),
     };
 
