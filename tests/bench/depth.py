@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core of tests/bench/depth: makes chains, publishes them, reads them through `cairn attach` and
+through qemu-nbd, and reports (depth_report.py).
+
+Cold: an empty block cache for each depth, everything is read over HTTP.  Warm: the second pass, one
+block cache (`cairn attach --cache`) that holds what all depths show, in a client that was started anew.
+qemu-nbd reads the same layers as local files, from the page cache, up to 1,000 of them, and each of its
+measurements is ended after --box seconds: a full read that was not finished is given by its rate.
+
+The rounds of what is warm go through all depths and both contenders, so that a machine that slows down
+slows all of them; depths are compared within a round.  Before anything is measured clusters are
+read at random, and have to be those that the chain shows.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from nbd_bench import Contender, median, run, run_fio, start_qemu_nbd
+from cairntest import Attachment, CAIRN, Cairnd, MIB, Process, preload, private_home
+from nbdclient import NbdClient
+from deep_chain import CLUSTERS, STAMP, DeepChain
+from depth_report import print_report, write_svg
+from scattered_image import CLUSTER
+
+QEMU_DEPTH_MAX = 1000
+DEPTH_MAX = {"sparse": 5000, "dense": 1000}
+CHECKED_CLUSTERS = 64
+ATTACH_ROUNDS = 5
+CACHE = ("--cache-size", "64G")  # nothing is evicted
+
+RANDOM = ("--rw=randread", "--bs=4k", "--iodepth=16", "--time_based", "--norandommap")
+SEQUENTIAL = ("--rw=read", "--bs=256k", "--iodepth=4")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(prog="tests/bench/depth")
+    parser.add_argument("--depths", type=lambda text: sorted({int(n) for n in text.split(",")}),
+                        help="numbers of layers (1,10,100,500,1000)")
+    parser.add_argument("--kind", choices=CLUSTERS, default="sparse",
+                        help="32 clusters of 64 KiB a layer, or 16 MiB (sparse)")
+    parser.add_argument("--size", type=int, help="MiB of the disk (2048)")
+    parser.add_argument("--seconds", type=float, help="of each measurement of random reads (3)")
+    parser.add_argument("--rounds", type=int, help="medians are over these (5)")
+    parser.add_argument("--box", type=float, help="seconds at most for a full read by qemu-nbd (10)")
+    parser.add_argument("--quick", action="store_true",
+                        help="small figures for all that is not given: does it run?")
+    parser.add_argument("--dir", type=pathlib.Path, default=os.environ.get("TMPDIR", "/var/tmp"),
+                        help="where chains, store and block cache are made ($TMPDIR, /var/tmp)")
+    parser.add_argument("--keep", action="store_true", help="do not remove them in the end")
+    parser.add_argument("--out", type=pathlib.Path, help="write depth.json and depth.svg there, too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    for name, usual, quick in (("depths", [1, 10, 100, 500, 1000], [1, 4]), ("size", 2048, 32),
+                               ("seconds", 3, 0.2), ("rounds", 5, 1), ("box", 10, 1)):
+        if getattr(options, name) is None:
+            setattr(options, name, quick if options.quick else usual)
+    deepest = DEPTH_MAX[options.kind]
+    if not 1 <= options.depths[0] <= options.depths[-1] <= deepest:
+        parser.error(f"--depths: {options.kind} chains have 1 to {deepest} layers")
+    return options
+
+
+# -- Contenders -----------------------------------------------------------------------------------
+
+def resident(pid):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"^VmRSS:\s+(\d+) kB", status, re.M)[1]) << 10
+
+
+class Traffic:
+    """Requests and bytes since it was made, as the server's log counts them."""
+
+    def __init__(self, server):
+        self.server, self.start = server, server.log.stat().st_size
+
+    def counts(self):
+        with open(self.server.log, "rb") as log:
+            log.seek(self.start)
+            sent = re.findall(rb"event=request method=GET path=\S+ status=\d+ bytes=(\d+)", log.read())
+        return {"requests": len(sent), "bytes": sum(map(int, sent))}
+
+
+class CairnDisk(Contender):
+    """One depth, attached; its block cache is the one given to start with."""
+
+    def __init__(self, server, chain, depth, cache):
+        self.server, self.depth = server, depth
+        self.arguments = ("attach", chain.ref(depth), "--read-only", "--cache", cache, *CACHE)
+        super().__init__(f"cairn, {depth} layers",
+                         lambda: Attachment(server.url, chain.folder / f"cairn-{depth}.log",
+                                            *self.arguments[1:]))
+
+    def attach_seconds(self):
+        """From the command's start to its URI, which it prints once the socket answers."""
+        begun = time.perf_counter()
+        process = subprocess.Popen([CAIRN, *map(str, self.arguments)], stdout=subprocess.PIPE,
+                                   env=dict(os.environ, CAIRN_SERVER=self.server.url, **preload()))
+        with process:
+            uri = process.stdout.readline()
+            seconds = time.perf_counter() - begun
+            process.terminate()
+        if not uri.startswith(b"nbd+unix:"):
+            raise SystemExit(f"{self.name}: attach says {uri!r}, exit code {process.returncode}")
+        return seconds
+
+    def memory(self):
+        return resident(self.process.nbdkit_pid)
+
+
+class QemuDisk(Contender):
+    def __init__(self, chain, depth):
+        self.depth, self.folder, self.top = depth, chain.folder, chain.file(depth - 1)
+        super().__init__(f"qemu-nbd, {depth} layers",
+                         lambda: start_qemu_nbd(chain.folder, f"qemu-{depth}", self.top, "-r"))
+
+    def attach_seconds(self):
+        path = self.folder / "attach.sock"
+        begun = time.perf_counter()
+        process = Process(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-k", path, self.top],
+                          self.folder / "qemu-attach.log")
+        while process.check_running() and not answers(path):
+            time.sleep(0.0005)
+        seconds = time.perf_counter() - begun
+        process.kill()
+        path.unlink(missing_ok=True)
+        return seconds
+
+    def memory(self):
+        return resident(self.process.pid)
+
+    def stop(self):
+        """A deep chain takes minutes to end as it is asked to, and there is nothing to save."""
+        self.kill()
+
+
+def answers(path):
+    with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+        client.connect(str(path))
+        return True
+    return False
+
+
+# -- Measurements ---------------------------------------------------------------------------------
+
+def random_reads(contender, options):
+    """Reads per second."""
+    job = contender.measure(options.seconds, f"--size={options.size}M", *RANDOM)
+    return job and job["read"]["iops"]
+
+
+def full_read(contender, options, box):
+    """Bytes per second."""
+    job = run_fio(contender.ensure().uri, box, f"--size={options.size}M", *SEQUENTIAL)
+    return job["read"]["io_bytes"] / (job["read"]["runtime"] / 1000)
+
+
+def check_content(chain, disk):
+    stamps = chain.stamps(disk.depth)
+    client = NbdClient(disk.ensure().socket)
+    for cluster in random.sample(range(chain.nr_clusters), min(CHECKED_CLUSTERS, chain.nr_clusters)):
+        got = client.read(cluster * CLUSTER, STAMP.size)
+        if got != stamps[cluster]:
+            raise SystemExit(f"{disk.name}: cluster {cluster} begins {got.hex()}, "
+                             f"expected {stamps[cluster].hex()}: layer and number")
+    client.close()
+
+
+def measure_attach(options, contender):
+    rounds = ATTACH_ROUNDS if options.rounds > 1 else 1
+    return median([contender.attach_seconds() for _ in range(rounds)])
+
+
+def measure_cold(options, server, chain, depth, caches):
+    """From an empty block cache on: attach, random reads, and, empty again, a full read."""
+    figures = {}
+    disk = CairnDisk(server, chain, depth, caches / "cold")
+    try:
+        traffic = Traffic(server)
+        disk.ensure()
+        figures["attach"] = traffic.counts() | {"residentBytes": disk.memory()}
+        check_content(chain, disk)
+        traffic = Traffic(server)
+        figures["randomReads"] = random_reads(disk, options)
+        figures["random"] = traffic.counts()
+        disk.stop()
+        shutil.rmtree(caches / "cold")
+        traffic = Traffic(server)
+        figures["bytesPerSecond"] = full_read(disk, options, 600)
+        figures["full"] = traffic.counts() | {"residentBytes": disk.memory()}
+        figures["serverResidentBytes"] = resident(server.pid)
+    finally:
+        disk.stop()
+        shutil.rmtree(caches / "cold", ignore_errors=True)
+    figures["attachSeconds"] = measure_attach(options, disk)
+    shutil.rmtree(caches / "cold")
+    return figures
+
+
+def measure_warm(options, contenders):
+    """{contender: {"randomReads": [of each round], "bytesPerSecond": …}}"""
+    samples = {contender: {"randomReads": [], "bytesPerSecond": []} for contender in contenders}
+    for _ in range(options.rounds):
+        for contender in contenders:
+            box = options.box if isinstance(contender, QemuDisk) else 600
+            samples[contender]["bytesPerSecond"].append(full_read(contender, options, box))
+            samples[contender]["randomReads"].append(random_reads(contender, options))
+    return samples
+
+
+def fill_cache(disk):
+    """Bring all that the disk shows into its block cache, and begin anew."""
+    run("nbdcopy", disk.ensure().uri, "null:", timeout=600)
+    disk.stop()
+    disk.ensure()
+
+
+def summary(samples, shallowest):
+    """Medians; and how large a figure is beside the shallowest chain's of the same round."""
+    result = {}
+    for what, values in samples.items():
+        pairs = [(a, b) for a, b in zip(values, shallowest[what]) if a and b]
+        result[what] = median(values)
+        result[f"{what}OfShallowest"] = median([a / b for a, b in pairs])
+    return result
+
+
+def measure_all(options, server, chain, caches):
+    """One entry of figures for each depth."""
+    cold = {depth: measure_cold(options, server, chain, depth, caches) for depth in options.depths}
+    ours = [CairnDisk(server, chain, depth, caches / "warm") for depth in options.depths]
+    theirs = [QemuDisk(chain, depth) for depth in options.depths if depth <= QEMU_DEPTH_MAX]
+    try:
+        for disk in ours:
+            fill_cache(disk)
+        traffic = Traffic(server)
+        samples = measure_warm(options, ours + theirs)
+        warm_traffic = traffic.counts()
+        memory = {disk: disk.memory() for disk in ours + theirs}
+    finally:
+        for disk in ours + theirs:
+            disk.stop()
+    attach = {disk: measure_attach(options, disk) for disk in ours + theirs}
+    by_depth = {depth: {"depth": depth, "cairn": {"cold": cold[depth]}} for depth in options.depths}
+    for group, name in ((ours, "cairn"), (theirs, "qemu")):
+        for disk in group:
+            entry = by_depth[disk.depth].setdefault(name, {})
+            figures = summary(samples[disk], samples[group[0]])
+            figures |= {"residentBytes": memory[disk], "attachSeconds": attach[disk]}
+            entry.update({"warm": figures} if name == "cairn" else figures)
+    return {"depths": list(by_depth.values()), "warmTraffic": warm_traffic}
+
+
+def publish_all(options, server, chain):
+    """Seconds and the server's memory for each depth."""
+    published = {}
+    for depth in options.depths:
+        begun = time.monotonic()
+        chain.publish(server, depth)
+        published[depth] = {"publishSeconds": time.monotonic() - begun,
+                            "serverResidentBytes": resident(server.pid)}
+    return published
+
+
+def bench(options, folder):
+    for name in ("server", "chain", "caches"):
+        (folder / name).mkdir()
+    chain = DeepChain(folder / "chain", options.kind, options.size * MIB, QEMU_DEPTH_MAX)
+    server = Cairnd(folder / "server")
+    try:
+        published = publish_all(options, server, chain)
+        figures = measure_all(options, server, chain, folder / "caches")
+        figures["serverResidentBytes"] = resident(server.pid)
+    finally:
+        server.stop(code=None)
+    for entry in figures["depths"]:
+        entry |= published[entry["depth"]]
+    return {"bench": "depth", "kind": options.kind, "sizeMiB": options.size,
+            "seconds": options.seconds, "rounds": options.rounds, "boxSeconds": options.box,
+            "time": int(time.time())} | figures
+
+
+def allow_many_files():
+    """qemu-nbd has all layers open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def report(options, figures):
+    text = json.dumps(figures, indent=2)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "depth.json").write_text(text + "\n")
+        write_svg(options.out / "depth.svg", figures)
+    if options.json:
+        print(text)
+    else:
+        print_report(figures)
+
+
+def main():
+    options = parse_arguments()
+    private_home()
+    allow_many_files()
+    options.dir.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="cairn-bench", dir=options.dir))
+    try:
+        report(options, bench(options, folder))
+    finally:
+        if options.keep:
+            print(f"kept: {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
