@@ -68,6 +68,11 @@ static void set_deadlines(int fd, int receive_s)
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &send, sizeof(send));
 }
 
+static int closed(struct cairn_error *err)
+{
+    return error_set(err, CAIRN_E_UNAVAILABLE, "control socket: closed by the other side");
+}
+
 /* Takes over the reference to json; NULL is out of memory. */
 static int send_line(int fd, json_t *json, struct cairn_error *err)
 {
@@ -83,6 +88,8 @@ static int send_line(int fd, json_t *json, struct cairn_error *err)
     while (sent < len) {
         ssize_t n = send(fd, text + sent, len - sent, MSG_NOSIGNAL);
 
+        if (n < 0 && errno == EPIPE)
+            return closed(err);
         if (n < 0 && errno != EINTR)
             return error_set_errno(err, errno, "cannot send to the control socket");
         if (n > 0)
@@ -119,10 +126,10 @@ static int receive_more(struct line_reader *r, struct cairn_error *err)
     while (n < 0 && errno == EINTR);
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
         return error_set(err, CAIRN_E_UNAVAILABLE, "control socket: no answer in time");
+    if (n == 0 || (n < 0 && errno == ECONNRESET))
+        return closed(err);
     if (n < 0)
         return error_set_errno(err, errno, "cannot read from the control socket");
-    if (n == 0)
-        return error_set(err, CAIRN_E_UNAVAILABLE, "control socket: closed by the other side");
     r->used += (size_t)n;
     return CAIRN_OK;
 }
@@ -213,6 +220,17 @@ static json_t *error_json(const struct cairn_error *err)
                      err->sys_errno, "message", message);
 }
 
+/* Tell an error, of a message without quotes, without taking memory. */
+static void send_refusal(int fd, const struct cairn_error *err)
+{
+    char line[CAIRN_ERROR_MESSAGE_MAX + 64];
+    int len =
+        snprintf(line, sizeof(line), "{\"error\":{\"code\":%d,\"errno\":%d,\"message\":\"%s\"}}\n",
+                 (int)err->code, err->sys_errno, err->message);
+
+    send(fd, line, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 static int on_progress(void *ctx, const char *what, uint64_t done_bytes, uint64_t total_bytes)
 {
     struct operation *op = ctx;
@@ -266,6 +284,14 @@ static void operation_release(struct operation *op)
     free(op->notice);
 }
 
+/* False: nobody hears it. */
+static bool send_progress(int fd, struct operation *op)
+{
+    int ret = send_line(fd, progress_json(op), NULL);
+
+    return ret == CAIRN_OK || ret == CAIRN_E_NO_MEMORY;
+}
+
 /* Until the operation is done; sends progress, and cancels when nobody waits for it any more. */
 static void watch(struct connection *conn, struct operation *op)
 {
@@ -280,7 +306,7 @@ static void watch(struct connection *conn, struct operation *op)
 
         if (fds[0].revents)
             return;
-        if (n > 0 || send_line(conn->reader.fd, progress_json(op), NULL) != CAIRN_OK) {
+        if (n > 0 || !send_progress(conn->reader.fd, op)) {
             atomic_store(&op->cancelled, true);
             fds[1].fd = fds[2].fd = -1;
         }
@@ -370,7 +396,9 @@ static void serve(struct connection *conn)
         ret = run_request(conn, request, &answer, &err);
         json_decref(request);
     }
-    send_line(conn->reader.fd, ret == CAIRN_OK ? answer : error_json(&err), NULL);
+    ret = send_line(conn->reader.fd, ret == CAIRN_OK ? answer : error_json(&err), &err);
+    if (ret == CAIRN_E_NO_MEMORY)
+        send_refusal(conn->reader.fd, &err);
 }
 
 static void *connection_main(void *arg)
@@ -398,37 +426,52 @@ static struct connection **free_slot_locked(struct control *control)
     return NULL;
 }
 
-static bool start_connection_locked(struct control *control, struct connection *conn)
+static int start_connection_locked(struct control *control, struct connection *conn,
+                                   struct cairn_error *err)
 {
     pthread_t thread;
+    int ret;
 
     conn->slot = free_slot_locked(control);
-    if (!conn->slot || start_thread(&thread, connection_main, conn, NULL) != CAIRN_OK)
-        return false;
+    if (!conn->slot)
+        return error_set(err, CAIRN_E_LIMIT, "control socket: %d connections are open already",
+                         CONNECTIONS_MAX);
+    ret = start_thread(&thread, connection_main, conn, err);
+    if (ret != CAIRN_OK)
+        return ret;
     pthread_detach(thread);
     *conn->slot = conn;
     control->nr_connections++;
-    return true;
+    return CAIRN_OK;
 }
 
-/* Owns fd.  Too many connections, and no memory, are told by hanging up. */
-static void start_connection(struct control *control, int fd)
+static int start_connection(struct control *control, int fd, struct cairn_error *err)
 {
-    struct connection *conn = malloc(sizeof(*conn));
-    bool started = false;
+    CLEANUP_FREE struct connection *conn = malloc(sizeof(*conn));
+    int ret;
 
-    if (conn) {
-        conn->control = control;
-        conn->reader.fd = fd;
-        conn->reader.used = 0;
-        pthread_mutex_lock(&control->lock);
-        started = start_connection_locked(control, conn);
-        pthread_mutex_unlock(&control->lock);
-    }
-    if (!started) {
-        free(conn);
-        close(fd);
-    }
+    if (!conn)
+        return error_no_memory(err, "a connection to the control socket");
+    conn->control = control;
+    conn->reader.fd = fd;
+    conn->reader.used = 0;
+    pthread_mutex_lock(&control->lock);
+    ret = start_connection_locked(control, conn, err);
+    pthread_mutex_unlock(&control->lock);
+    if (ret == CAIRN_OK)
+        steal_ptr(conn);
+    return ret;
+}
+
+/* Owns fd. */
+static void take_connection(struct control *control, int fd)
+{
+    struct cairn_error err;
+
+    if (start_connection(control, fd, &err) == CAIRN_OK)
+        return;
+    send_refusal(fd, &err);
+    close(fd);
 }
 
 static void *acceptor_main(void *arg)
@@ -447,7 +490,7 @@ static void *acceptor_main(void *arg)
             return NULL;
         fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC);
         if (fd >= 0)
-            start_connection(control, fd);
+            take_connection(control, fd);
         else if (errno != EAGAIN && errno != EINTR)
             poll(fds, 1, PROGRESS_MS); /* no descriptors left: not at full speed */
     }
@@ -613,7 +656,7 @@ static int ask(struct cairn_client *client, const char *folder, json_t *request,
         return ret;
     }
     ret = send_line(fd, request, err);
-    if (ret != CAIRN_OK)
+    if (ret != CAIRN_OK && ret != CAIRN_E_UNAVAILABLE) /* who hangs up may have said why */
         return ret;
     reader = malloc(sizeof(*reader));
     if (!reader)

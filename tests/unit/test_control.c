@@ -154,6 +154,33 @@ static void test_one_snapshot_at_a_time(void **state)
     pthread_mutex_unlock(&disk.snapshot_lock);
 }
 
+static int connect_idle(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/control.sock", tmp);
+    assert_int_equal(connect(fd, (const struct sockaddr *)&address, sizeof(address)), 0);
+    return fd;
+}
+
+static void test_one_connection_too_many_is_told_why(void **state)
+{
+    struct cairn_error err;
+    bool running;
+    char *json;
+    int idle[16];
+
+    (void)state;
+    for (size_t i = 0; i < 16; i++)
+        idle[i] = connect_idle();
+    assert_int_equal(control_ask_info(client, tmp, &running, &json, &err), CAIRN_E_LIMIT);
+    assert_string_equal(err.message, "control socket: 16 connections are open already");
+    assert_true(running);
+    for (size_t i = 0; i < 16; i++)
+        close(idle[i]);
+}
+
 static void test_socket_is_its_owners(void **state)
 {
     struct stat st;
@@ -183,13 +210,10 @@ static void test_stopped_disk_is_not_running(void **state)
 
 static void test_stop_does_not_wait_for_idle_peers(void **state)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    int fd = connect_idle();
     char byte;
 
     (void)state;
-    snprintf(address.sun_path, sizeof(address.sun_path), "%s/control.sock", tmp);
-    assert_int_equal(connect(fd, (const struct sockaddr *)&address, sizeof(address)), 0);
     assert_int_equal(send(fd, "{", 1, 0), 1);
     control_stop(control);
     control = NULL;
@@ -231,6 +255,7 @@ int main(void)
         ROW(test_errors_reach_who_asked),
         ROW(test_options_reach_the_snapshot),
         ROW(test_one_snapshot_at_a_time),
+        ROW(test_one_connection_too_many_is_told_why),
         ROW(test_socket_is_its_owners),
         ROW(test_stopped_disk_is_not_running),
         ROW(test_stop_does_not_wait_for_idle_peers),
