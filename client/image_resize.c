@@ -7,8 +7,10 @@
  * The image has the shape of an active layer.  It may be that of a disk folder which nobody has
  * open: the disk then has the new size, and its next snapshot publishes it.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "active.h"
 #include "cairn.h"
@@ -22,6 +24,21 @@
 
 /* -- What lies beneath ---------------------------------------------------------------------- */
 
+/* A snapshot that was killed halfway leaves the layer just sealed under both names. */
+static int check_not_sealed(const char *file, const char *sealed, struct cairn_error *err)
+{
+    struct stat a, s;
+
+    if (stat(file, &a) != 0 || stat(sealed, &s) != 0)
+        return error_set_errno(err, errno, "%s: cannot look at it or at %s", file, sealed);
+    if (a.st_dev == s.st_dev && a.st_ino == s.st_ino)
+        return error_set(err, CAIRN_E_CONFLICT,
+                         "%s: a snapshot was interrupted, this is %s; attach the disk once before "
+                         "it is resized",
+                         file, sealed);
+    return CAIRN_OK;
+}
+
 /* The layer beneath the active one of a disk folder: sealed, or the remote chain. */
 static int size_in_folder(const char *file, uint64_t *ret_size, struct cairn_error *err)
 {
@@ -31,6 +48,7 @@ static int size_in_folder(const char *file, uint64_t *ret_size, struct cairn_err
     CLEANUP_FREE char *folder = NULL, *sealed = NULL;
     struct disk_state state;
     bool marked;
+    int ret;
 
     *ret_size = SIZE_UNKNOWN;
     if (strcmp(slash ? slash + 1 : file, DISK_FOLDER_ACTIVE) != 0)
@@ -45,7 +63,8 @@ static int size_in_folder(const char *file, uint64_t *ret_size, struct cairn_err
     if (asprintf(&sealed, "%.*s%s", folder_len, file,
                  disk_sealed_name(state.sealed[state.nr_sealed - 1], name)) < 0)
         return error_no_memory(err, "a path");
-    return local_qcow2_size(sealed, ret_size, err);
+    ret = check_not_sealed(file, sealed, err);
+    return ret == CAIRN_OK ? local_qcow2_size(sealed, ret_size, err) : ret;
 }
 
 static int size_of_local_backing(const char *file, uint64_t *ret_size, struct cairn_error *err)

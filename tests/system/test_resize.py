@@ -165,9 +165,8 @@ class ResizeDisk(Case):
         self.assertLess(os.stat(folder / "active.qcow2").st_size, before + 2 * MIB)
         self.assertEqual(virtual_size(folder / "active.qcow2"), 10 << 40)
 
-    def test_a_sealed_layer_that_waits_may_be_smaller(self):
-        server = self.cairnd("first")
-        folder = self.disk(server)
+    def seal_only(self, server, folder):
+        """A snapshot that seals and cannot publish; ends the server."""
         nbdkit = self.start(["nbdkit", "-f", "--unix", self.tmp / "socket",
                              BUILD / "lib" / "nbdkit-cairn-plugin.so", f"server={server.url}",
                              f"disk={folder}", "deadline=100"], "nbdkit", env=preload())
@@ -176,6 +175,27 @@ class ResizeDisk(Case):
         server.cairn("snapshot", folder, "resize:v2", code=1)
         nbdkit.stop()
         self.assertTrue((folder / "sealed-1.qcow2").exists())
+
+    def test_a_layer_that_a_killed_snapshot_has_sealed_is_refused(self):
+        """Killed between disk.json and the rename: active.qcow2 is the sealed layer, by another name."""
+        server = self.cairnd("first")
+        folder = self.disk(server)
+        self.seal_only(server, folder)
+        active, sealed = folder / "active.qcow2", folder / "sealed-1.qcow2"
+        os.rename(active, folder / "next.qcow2")
+        os.link(sealed, active)
+        refused = cairn("image", "resize", "--shrink", active, "1M", code=1).stderr
+        self.assertIn(b"a snapshot was interrupted", refused)
+        self.assertEqual(virtual_size(sealed), SIZE)
+        server = self.cairnd("second", store=server.store)
+        self.attach(server, "--disk", folder).stop()
+        cairn("image", "resize", "--shrink", active, "1M")
+        self.assertEqual((virtual_size(active), virtual_size(sealed)), (MIB, SIZE))
+
+    def test_a_sealed_layer_that_waits_may_be_smaller(self):
+        server = self.cairnd("first")
+        folder = self.disk(server)
+        self.seal_only(server, folder)
         server = self.cairnd("second", store=server.store)
         cairn("image", "resize", folder / "active.qcow2", "12M")
         attachment = self.attach(server, "--disk", folder)
