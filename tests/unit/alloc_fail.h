@@ -25,15 +25,20 @@ bool alloc_fail_disarm(void);
 long alloc_fail_live(void);
 
 /*
- * One operation whose every allocation fails once.  run is called again and again, with one more
- * allocation done before the one that fails, until none fails.  Each time it must end with OK, or
- * with NO_MEMORY and a message, and have freed what it allocated.
+ * One operation whose allocations fail, one in each run.  Each time it must end with OK, or with
+ * NO_MEMORY and a message, and verify must find nothing wrong.  Whatever prepare, run and verify
+ * make is freed when the three are through.
+ *
+ * Where all would take too long there is a sample: the first allocation at each place in the code
+ * behind another one, and about as many more as sample says, at random by CAIRN_TEST_SEED.  With
+ * CAIRN_TEST_SCALE=long (tests/run --long) it is all of them.
  */
 struct alloc_sweep {
     const char *name;
     void (*prepare)(void *arg);                     /* before each run; may be NULL */
-    int (*run)(void *arg, struct cairn_error *err); /* frees whatever it makes */
+    int (*run)(void *arg, struct cairn_error *err); /* the one with a failure */
     void (*verify)(void *arg, int code);            /* behind each run; may be NULL */
+    unsigned sample;                                /* 0: every allocation fails once */
 };
 void alloc_sweep_run(const struct alloc_sweep *sweep, void *arg);
 

@@ -205,7 +205,7 @@ static void sweep(const char *name, int (*go)(void *arg, struct cairn_error *err
 {
     struct run run;
 
-    alloc_sweep_run(&(struct alloc_sweep){name, NULL, go, verify}, &run);
+    alloc_sweep_run(&(struct alloc_sweep){.name = name, .run = go, .verify = verify}, &run);
 }
 
 static void test_write_and_close(void **state)

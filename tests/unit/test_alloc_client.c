@@ -77,7 +77,9 @@ static void sweep(const char *name, int (*run)(void *arg, struct cairn_error *er
     static struct text text;
 
     memset(&text, 0, sizeof(text));
-    alloc_sweep_run(&(struct alloc_sweep){name, begin, run, compare}, &text);
+    alloc_sweep_run(
+        &(struct alloc_sweep){.name = name, .prepare = begin, .run = run, .verify = compare},
+        &text);
 }
 
 static int describe(void *arg, struct cairn_error *err)
@@ -259,10 +261,13 @@ static void test_disk_folders(void **state)
 
     (void)state;
     sweep("disk.json", encode_and_parse);
-    alloc_sweep_run(&(struct alloc_sweep){"open and change a folder", make_folder, open_folder,
-                                          look_into_folder},
+    alloc_sweep_run(&(struct alloc_sweep){.name = "open and change a folder",
+                                          .prepare = make_folder,
+                                          .run = open_folder,
+                                          .verify = look_into_folder},
                     &text);
-    alloc_sweep_run(&(struct alloc_sweep){"recover", make_folder, recover, NULL}, &text);
+    alloc_sweep_run(
+        &(struct alloc_sweep){.name = "recover", .prepare = make_folder, .run = recover}, &text);
 }
 
 int main(void)

@@ -120,7 +120,8 @@ static void sweep(const char *name, int (*run)(void *arg, struct cairn_error *er
 {
     struct outcome out = {.has_first = false};
 
-    alloc_sweep_run(&(struct alloc_sweep){name, begin, run, compare}, &out);
+    alloc_sweep_run(
+        &(struct alloc_sweep){.name = name, .prepare = begin, .run = run, .verify = compare}, &out);
 }
 
 static int take_extent(void *arg, const struct extent *e, struct cairn_error *err)
@@ -534,7 +535,10 @@ static void sweep_repair(const char *name, void (*poke)(int fd), enum qcow2_repa
 {
     struct damage damage = {.poke = poke, .mode = mode};
 
-    alloc_sweep_run(&(struct alloc_sweep){name, damage_copy, repair, repair_again}, &damage);
+    alloc_sweep_run(
+        &(struct alloc_sweep){
+            .name = name, .prepare = damage_copy, .run = repair, .verify = repair_again},
+        &damage);
     sh("qemu-img check -q copy && qemu-img compare -q copy image0");
 }
 
@@ -598,7 +602,8 @@ static void sweep_seal(const char *name, enum seal_compression compression, unsi
 {
     struct sealing sealing = {.options = {.compression = compression, .nr_threads = nr_threads}};
 
-    alloc_sweep_run(&(struct alloc_sweep){name, NULL, seal, compare_sealed}, &sealing);
+    alloc_sweep_run(&(struct alloc_sweep){.name = name, .run = seal, .verify = compare_sealed},
+                    &sealing);
 }
 
 static void test_check_and_repair(void **state)
@@ -610,9 +615,11 @@ static void test_check_and_repair(void **state)
     sweep_repair("free leaks", leak_one, QCOW2_REPAIR_LEAKS);
     sweep_repair("raise refcounts", free_header, QCOW2_REPAIR_ALL);
     sweep_repair("rebuild refcounts", lose_refcounts, QCOW2_REPAIR_ALL);
-    alloc_sweep_run(
-        &(struct alloc_sweep){"change the backing name", copy_middle, set_backing, check_backing},
-        &out);
+    alloc_sweep_run(&(struct alloc_sweep){.name = "change the backing name",
+                                          .prepare = copy_middle,
+                                          .run = set_backing,
+                                          .verify = check_backing},
+                    &out);
 }
 
 static void test_seal(void **state)

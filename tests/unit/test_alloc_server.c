@@ -102,8 +102,10 @@ static void remove_index(void *arg)
 
 static void test_built_from_the_layers(void **state)
 {
-    alloc_sweep_run(
-        &(struct alloc_sweep){"an index from its layers", remove_index, use_cache, NULL}, *state);
+    alloc_sweep_run(&(struct alloc_sweep){.name = "an index from its layers",
+                                          .prepare = remove_index,
+                                          .run = use_cache},
+                    *state);
 }
 
 static void test_taken_from_the_store(void **state)
@@ -111,7 +113,7 @@ static void test_taken_from_the_store(void **state)
     struct fixture *f = *state;
 
     assert_int_equal(use_cache(f, NULL), CAIRN_OK);
-    alloc_sweep_run(&(struct alloc_sweep){"an index from the store", NULL, use_cache, NULL}, f);
+    alloc_sweep_run(&(struct alloc_sweep){.name = "an index from the store", .run = use_cache}, f);
 }
 
 int main(void)
