@@ -124,6 +124,8 @@ static int grow_l1_locked(struct active *a, uint64_t nr_entries, struct cairn_er
     if (rc)
         return rc;
     a->shape = larger;
+    if (old_len == 0) /* there was no table, and its place says nothing */
+        return CAIRN_OK;
     table_forget_locked(a->tables, old.l1_off, old_len);
     rc = table_reserve_frees_locked(a->tables, 1, err);
     if (!rc)
