@@ -79,10 +79,10 @@ static const void *open_value(const struct redis_item *item, bool raw_base, size
     return bytes_get_le64(bytes + *ret_len) == seal_of(bytes, *ret_len, raw_base) ? bytes : NULL;
 }
 
-/* frame is malloc'ed and taken over. */
+/* frame is malloc'ed and taken over.  False: out of memory, or more than could be read back. */
 static bool make_value(struct redis_item *item, void *frame, size_t len, bool raw_base)
 {
-    uint8_t *value = realloc(frame, len + SEAL_SIZE);
+    uint8_t *value = len <= REDIS_VALUE_MAX - SEAL_SIZE ? realloc(frame, len + SEAL_SIZE) : NULL;
 
     if (!value) {
         free(frame);
@@ -320,13 +320,13 @@ static bool redis_begin_build(void *ctx, const struct meta_chain *chain, uint32_
 {
     struct redis_tier *t = ctx;
     char key[REDIS_KEY_MAX];
-    bool first = true;
+    uint64_t until_us = histogram_now_us() + (uint64_t)patience_ms * 1000;
 
     lock_key(chain, ordinal, key);
-    for (unsigned waited = 0;; waited += LOCK_POLL_MS, first = false) {
+    for (bool first = true;; first = false) {
         if (redis_lock(t->redis, key, LOCK_MS))
             return first;
-        if (waited >= patience_ms)
+        if (histogram_now_us() >= until_us)
             return true;
         nanosleep(&(struct timespec){.tv_nsec = LOCK_POLL_MS * 1000000}, NULL);
     }

@@ -5,8 +5,9 @@
  * share of the keys and no other; a node that is down is not stood in for, its keys are missing.
  *
  * A call is one exchange with each node that has some of its keys, one after the other, all by one
- * deadline.  Values are asked for with pipelined GETs, not with one MGET: what has come when the
- * time is over is of use, and no answer is ever an array.
+ * deadline; nodes for which no time is left are not asked, nor blamed.  Values are asked for with
+ * pipelined GETs, not with one MGET: what has come when the time is over is of use, and no answer
+ * is ever an array.
  */
 #include <stdio.h>
 #include <string.h>
@@ -264,10 +265,13 @@ static bool run_call(const struct call *call, const struct command *command,
 {
     struct redis_node *node = &call->redis->nodes[call->node];
     struct redis_answer answers[CALL_ITEMS];
+    struct redis_conn *c;
     uint64_t began_us;
-    struct redis_conn *c = redis_node_take(node, &began_us);
-    bool good = c != NULL;
+    bool good = true;
 
+    if (redis_now_us() >= call->until_us)
+        return false;
+    c = redis_node_take(node, &began_us);
     if (!c)
         return false;
     memset(answers, 0, sizeof(answers));

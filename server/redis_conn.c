@@ -17,7 +17,7 @@
 #include "quote.h"
 #include "redis_internal.h"
 
-/* Answers come in while the rest is on its way: never more of them than one exchange asks for. */
+/* What one exchange may bring, taken and pending. */
 #define PENDING_BYTES_MAX (REDIS_VALUE_MAX + ((size_t)64 << 10))
 
 #define READ_ONLY "READONLY"
@@ -209,38 +209,63 @@ static bool wait_for(struct redis_conn *c, bool to_write, uint64_t until_us)
     }
 }
 
-/* The answers that have come whole; false: Redis does not speak as it should. */
-static bool take_answers(struct redis_conn *c, struct redis_answer *answers, size_t nr,
-                         size_t *done)
+/* Answers of one exchange as they come. */
+struct intake {
+    struct redis_answer *answers;
+    size_t nr, done;
+    size_t bytes; /* of those that are done */
+};
+
+/* What came that nobody has taken yet. */
+static size_t pending_bytes(const struct redis_conn *c)
 {
-    while (*done < nr) {
+    return c->context->reader->len - c->context->reader->pos;
+}
+
+/* The answers that have come whole; false: Redis does not speak as it should.  What it says beyond
+ * the last answer would be taken for that to the next question. */
+static bool take_answers(struct redis_conn *c, struct intake *in)
+{
+    while (in->done < in->nr) {
+        struct redis_answer *a;
         void *object = NULL;
 
         if (redisGetReplyFromReader(c->context, &object) != REDIS_OK)
             return false;
         if (!object)
-            return c->context->reader->len - c->context->reader->pos <= PENDING_BYTES_MAX;
-        answers[(*done)++] = *(struct redis_answer *)object;
+            return in->bytes + pending_bytes(c) <= PENDING_BYTES_MAX;
+        a = &in->answers[in->done++];
+        *a = *(struct redis_answer *)object;
         free(object);
+        in->bytes += a->len[0] + a->len[1];
+        if (in->bytes > PENDING_BYTES_MAX)
+            return false;
     }
-    return true;
+    return pending_bytes(c) == 0;
+}
+
+bool redis_conn_is_quiet(const struct redis_conn *c)
+{
+    struct pollfd fd = {.fd = c->context->fd, .events = POLLIN};
+
+    return poll(&fd, 1, 0) == 0;
 }
 
 bool redis_conn_exchange(struct redis_conn *c, struct redis_answer *answers, size_t nr,
                          uint64_t until_us)
 {
-    size_t done = 0;
+    struct intake in = {.answers = answers, .nr = nr};
     int written = 0;
 
     memset(answers, 0, nr * sizeof(*answers));
-    while (done < nr) {
+    while (in.done < nr) {
         if (!written && redisBufferWrite(c->context, &written) != REDIS_OK)
             return false;
         if (!wait_for(c, !written, until_us))
             return false;
-        if (redisBufferRead(c->context) != REDIS_OK && errno != EAGAIN)
+        if (redisBufferRead(c->context) != REDIS_OK)
             return false;
-        if (!take_answers(c, answers, nr, &done))
+        if (!take_answers(c, &in))
             return false;
     }
     return true;

@@ -49,6 +49,9 @@ struct redis_conn;
 struct redis_conn *redis_conn_open(const struct redis_address *address);
 void redis_conn_close(struct redis_conn *c);
 
+/* Between exchanges: has Redis neither spoken without being asked nor hung up? */
+bool redis_conn_is_quiet(const struct redis_conn *c);
+
 /* One command, kept until the next exchange; false: out of memory. */
 bool redis_conn_add(struct redis_conn *c, int argc, const char *const argv[], const size_t lens[]);
 /* Send what was added, and take as many answers.  False: the connection is of no further use. */
@@ -77,6 +80,7 @@ struct redis_node {
     unsigned nr_idle;
     unsigned failures;   /* in a row */
     uint64_t retry_us;   /* the breaker is open until then; 0: it is closed */
+    uint64_t opened_us;  /* when it was opened last */
     uint64_t backoff_us; /* how long it was open last */
 
     atomic_uint_fast64_t calls, nr_failures, refused, opened, latency_us;

@@ -129,6 +129,20 @@ static bool pass_breaker_locked(struct redis_node *node, uint64_t now)
     return true;
 }
 
+/* The idle connection that was used last, if it is of use: one that a node's restart has closed is
+ * no failure of the node. */
+static struct redis_conn *take_idle_locked(struct redis_node *node)
+{
+    while (node->nr_idle > 0) {
+        struct redis_conn *c = node->idle[--node->nr_idle];
+
+        if (redis_conn_is_quiet(c))
+            return c;
+        redis_conn_close(c);
+    }
+    return NULL;
+}
+
 struct redis_conn *redis_node_take(struct redis_node *node, uint64_t *ret_began_us)
 {
     struct redis_address address;
@@ -141,8 +155,7 @@ struct redis_conn *redis_node_take(struct redis_node *node, uint64_t *ret_began_
         atomic_fetch_add_explicit(&node->refused, 1, memory_order_relaxed);
         return NULL;
     }
-    if (node->nr_idle > 0)
-        c = node->idle[--node->nr_idle];
+    c = take_idle_locked(node);
     address = node->numeric;
     pthread_mutex_unlock(&node->lock);
     atomic_fetch_add_explicit(&node->calls, 1, memory_order_relaxed);
@@ -153,15 +166,17 @@ struct redis_conn *redis_node_take(struct redis_node *node, uint64_t *ret_began_
     return c;
 }
 
-static void count_failure_locked(struct redis_node *node)
+static void count_failure_locked(struct redis_node *node, uint64_t began_us)
 {
     /* A node that fails has not served its other connections better. */
     close_idle_locked(node);
-    if (++node->failures < FAILURES_MAX)
+    /* Those that were under way when the breaker opened say nothing new. */
+    if (++node->failures < FAILURES_MAX || began_us < node->opened_us)
         return;
     node->backoff_us =
         node->backoff_us ? min_u64(2 * node->backoff_us, BACKOFF_MAX_US) : BACKOFF_MIN_US;
-    node->retry_us = redis_now_us() + node->backoff_us;
+    node->opened_us = redis_now_us();
+    node->retry_us = node->opened_us + node->backoff_us;
     atomic_fetch_add_explicit(&node->opened, 1, memory_order_relaxed);
 }
 
@@ -174,7 +189,7 @@ void redis_node_give(struct redis_node *node, struct redis_conn *c, bool good, u
         if (node->nr_idle < REDIS_IDLE_MAX)
             node->idle[node->nr_idle++] = steal_ptr(c);
     } else {
-        count_failure_locked(node);
+        count_failure_locked(node, began_us);
     }
     pthread_mutex_unlock(&node->lock);
     redis_conn_close(c);
