@@ -6,7 +6,7 @@ whatever happens to its folder and to the processes that use it."""
 import pathlib
 
 import qemu
-from cairntest import CAIRN, Attachment, Case, KIB, MIB, main, random_bytes, run, scaled, seeded
+from cairntest import CAIRN, Attachment, Case, KIB, MIB, main, preload, random_bytes, run, scaled, seeded
 from proxy import Proxy
 
 OVERHEAD = 512 * KIB  # requests, manifests and indexes, generously
@@ -154,7 +154,7 @@ class BlockCache(Case):
         self.cache.mkdir()
         self.cache.chmod(0o777)
         result = run(CAIRN, "attach", "--read-only", "--cache", self.cache, "vm:a", code=1,
-                     env={"CAIRN_SERVER": self.server.url})
+                     env=dict(preload(), CAIRN_SERVER=self.server.url))
         self.assertIn(b"writable for nobody else", result.stderr)
 
 
