@@ -9,9 +9,15 @@
 #include "blobs.h"
 
 #include <stdio.h>
+#include <sys/resource.h>
 
 #include "cache.h"
 #include "registry.h"
+
+/* Who keeps blobs open may take one descriptor in so many of those the process may have. */
+#define BLOBS_FD_SHARE 4
+#define BLOBS_OPEN_MIN 16u
+#define BLOBS_OPEN_MAX 4096u
 
 #define NAME_MAX_LEN (sizeof("layer ") + DIGEST_STR_MAX)
 
@@ -98,6 +104,12 @@ int blob_open(struct store *store, const struct digest *digest, struct blob **re
     return CAIRN_OK;
 }
 
+struct blob *blob_ref(struct blob *blob)
+{
+    atomic_fetch_add(&blob->refs, 1);
+    return blob;
+}
+
 void blob_unref(struct blob *blob)
 {
     if (!blob || atomic_fetch_sub(&blob->refs, 1) > 1)
@@ -115,10 +127,7 @@ struct blobs {
 
 static void *value_ref(void *value)
 {
-    struct blob *blob = value;
-
-    atomic_fetch_add(&blob->refs, 1);
-    return blob;
+    return blob_ref(value);
 }
 
 static void value_unref(void *value)
@@ -137,6 +146,18 @@ static const struct cache_type blob_type = {
     .unref = value_unref,
     .cost = value_cost,
 };
+
+unsigned blobs_max_open(void)
+{
+    struct rlimit limit;
+    rlim_t share = BLOBS_OPEN_MAX;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+        share = limit.rlim_cur / BLOBS_FD_SHARE;
+    if (share > BLOBS_OPEN_MAX)
+        return BLOBS_OPEN_MAX;
+    return share < BLOBS_OPEN_MIN ? BLOBS_OPEN_MIN : (unsigned)share;
+}
 
 int blobs_new(struct store *store, unsigned max_open, struct blobs **ret_blobs,
               struct cairn_error *err)

@@ -22,11 +22,14 @@ struct blob {
 /* Open a blob by itself.  CAIRN_E_NOT_FOUND if the store does not have it. */
 int blob_open(struct store *store, const struct digest *digest, struct blob **ret_blob,
               struct cairn_error *err);
+struct blob *blob_ref(struct blob *blob);
 void blob_unref(struct blob *blob);
 CLEANUP_DEFINE(struct blob *, blob_unref)
 
 /* The open blobs of a process: at most max_open that nobody uses at the moment. */
 struct blobs;
+/* How many a part of the process may keep open, by the descriptors that it may have. */
+unsigned blobs_max_open(void);
 int blobs_new(struct store *store, unsigned max_open, struct blobs **ret_blobs,
               struct cairn_error *err);
 void blobs_free(struct blobs *blobs);

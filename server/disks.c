@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <sys/resource.h>
 
 #include "quote.h"
 #include "registry.h"
@@ -20,11 +19,6 @@
 
 /* Opened disks get one part in so many of the bytes for metadata, the metadata cache the rest. */
 #define OPENED_SHARE 4
-
-/* Open blobs may take one descriptor in so many of those the process may have. */
-#define BLOBS_FD_SHARE 4
-#define BLOBS_OPEN_MIN 16u
-#define BLOBS_OPEN_MAX 4096u
 
 /* -- Opened disks ----------------------------------------------------------------------------- */
 
@@ -348,18 +342,6 @@ void disks_handle(struct disks *disks, const struct http_request *req, struct ht
 
 /* -- Life ------------------------------------------------------------------------------------- */
 
-static unsigned max_open_blobs(void)
-{
-    struct rlimit limit;
-    rlim_t share = BLOBS_OPEN_MAX;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-        share = limit.rlim_cur / BLOBS_FD_SHARE;
-    if (share > BLOBS_OPEN_MAX)
-        return BLOBS_OPEN_MAX;
-    return share < BLOBS_OPEN_MIN ? BLOBS_OPEN_MIN : (unsigned)share;
-}
-
 int disks_new(struct store *store, const struct disks_options *options, struct disks **ret_disks,
               struct cairn_error *err)
 {
@@ -376,7 +358,7 @@ int disks_new(struct store *store, const struct disks_options *options, struct d
     if (code == CAIRN_OK)
         code = cluster_cache_new(options->cluster_cache_bytes, &disks->clusters, err);
     if (code == CAIRN_OK)
-        code = blobs_new(store, max_open_blobs(), &disks->blobs, err);
+        code = blobs_new(store, blobs_max_open(), &disks->blobs, err);
     if (code == CAIRN_OK)
         code = cache_new(&disk_type, opened_bytes, &disks->opened, err);
     if (code == CAIRN_OK)

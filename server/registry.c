@@ -251,63 +251,6 @@ void registry_reply_digest(const struct registry_call *call, const struct digest
                           text);
 }
 
-struct object_part {
-    struct source *src;
-    uint64_t off;
-};
-
-static int read_object(void *ctx, void *buf, size_t len, uint64_t off, struct cairn_error *err)
-{
-    const struct object_part *part = ctx;
-
-    return source_pread(part->src, buf, len, part->off + off, err);
-}
-
-static void free_object(void *ctx)
-{
-    struct object_part *part = ctx;
-
-    source_free(part->src);
-    free(part);
-}
-
-static int stream_object(const struct registry_call *call, unsigned status,
-                         const char *content_type, const char *key, uint64_t off, uint64_t len,
-                         struct cairn_error *err)
-{
-    struct object_part *part = calloc(1, sizeof(*part));
-    const struct http_stream stream = {.read = read_object, .free = free_object, .ctx = part};
-    int r;
-
-    if (!part)
-        return error_no_memory(err, key);
-    part->off = off;
-    r = store_open_source(call->store, key, &part->src, err);
-    if (r)
-        free(part);
-    else
-        http_reply_stream(call->reply, status, content_type, &stream, len);
-    return r;
-}
-
-void registry_reply_object(const struct registry_call *call, unsigned status,
-                           const char *content_type, const char *key, uint64_t off, uint64_t len)
-{
-    struct cairn_error err;
-    uint64_t size;
-    int fd = -1, r = store_open_fd(call->store, key, &fd, &size, &err);
-
-    if (!r && fd >= 0) {
-        http_reply_fd(call->reply, status, content_type, fd, off, len);
-        if (http_method(call->req) != HTTP_HEAD)
-            store_note_sent(call->store, key, len);
-    } else if (!r) {
-        r = stream_object(call, status, content_type, key, off, len, &err);
-    }
-    if (r)
-        http_reply_failure(call->reply, &err);
-}
-
 static void registry_base(const struct registry_call *call)
 {
     http_reply_header(call->reply, "Docker-Distribution-API-Version", "registry/2.0");
@@ -369,7 +312,7 @@ void registry_handle(void *ctx, const struct http_request *req, struct http_repl
 int registry_new(struct store *store, struct disks *disks, const struct registry_options *options,
                  struct registry **ret_registry, struct cairn_error *err)
 {
-    struct registry *registry = calloc(1, sizeof(*registry));
+    CLEANUP(registry_free_p) struct registry *registry = calloc(1, sizeof(*registry));
     int r;
 
     if (!registry)
@@ -378,10 +321,10 @@ int registry_new(struct store *store, struct disks *disks, const struct registry
     registry->disks = disks;
     registry->options = *options;
     r = sessions_new(&registry->sessions, err);
-    if (r)
-        free(registry);
-    else
-        *ret_registry = registry;
+    if (!r)
+        r = registry_shown_new(&registry->shown, err);
+    if (!r)
+        *ret_registry = steal_ptr(registry);
     return r;
 }
 
@@ -389,6 +332,7 @@ void registry_free(struct registry *registry)
 {
     if (!registry)
         return;
+    cache_free(registry->shown);
     sessions_free(registry->sessions);
     free(registry);
 }

@@ -3,13 +3,25 @@
  * Blobs as a repository sees them.  The bytes are stored once, under their digest; a mark in the
  * repository (its value is the blob's size, for people who look into the store) makes them
  * visible there.  Who does not have the mark learns nothing of the blob.
+ *
+ * Who reads a layer asks for one range of it after another.  What the first request has found out,
+ * that the repository may see the blob, and the opened blob, serve those that follow for some
+ * seconds, so that a range costs one round trip to the store and not four.  So long may a blob be
+ * read here that another server has hidden.  HEAD, pushes and mounts always ask the store.
  */
 #include "registry_internal.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <microhttpd.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include "blobs.h"
+#include "histogram.h"
+
+#define SHOWN_FOR_US (10 * UINT64_C(1000000))
 
 int registry_find_blob(struct store *store, const char *repo, const struct digest *d,
                        uint64_t *ret_size, struct cairn_error *err)
@@ -44,6 +56,132 @@ static void blob_failure(const struct registry_call *call, const struct cairn_er
         http_reply_failure(call->reply, err);
 }
 
+/* -- Blobs that are being read ------------------------------------------------------------ */
+
+/* A blob that a repository may see. */
+struct shown {
+    atomic_uint refs;
+    uint64_t until_us; /* then the repository is asked again */
+    struct blob *blob;
+};
+
+static void *shown_ref(void *value)
+{
+    struct shown *shown = value;
+
+    atomic_fetch_add(&shown->refs, 1);
+    return shown;
+}
+
+static void shown_unref(void *value)
+{
+    struct shown *shown = value;
+
+    if (!shown || atomic_fetch_sub(&shown->refs, 1) > 1)
+        return;
+    blob_unref(shown->blob);
+    free(shown);
+}
+
+static void shown_unref_p(struct shown **shown)
+{
+    shown_unref(*shown);
+}
+
+static size_t shown_cost(const void *value)
+{
+    (void)value;
+    return 1;
+}
+
+int registry_shown_new(struct cache **ret_shown, struct cairn_error *err)
+{
+    static const struct cache_type type = {
+        .ref = shown_ref, .unref = shown_unref, .cost = shown_cost};
+
+    return cache_new(&type, blobs_max_open(), ret_shown, err);
+}
+
+struct shown_name {
+    struct store *store;
+    const char *repo;
+    const struct digest *digest;
+};
+
+static struct cache_key shown_key(const struct shown_name *name)
+{
+    char text[REGISTRY_REPO_MAX + DIGEST_STR_MAX], digest[DIGEST_STR_MAX];
+    struct cache_key key = {0};
+    int len =
+        snprintf(text, sizeof(text), "%s %s", name->repo, digest_format(name->digest, digest));
+
+    digest_of(text, (size_t)len, &key.digest);
+    return key;
+}
+
+static int fetch_shown(void *arg, void **ret_value, struct cairn_error *err)
+{
+    const struct shown_name *name = arg;
+    CLEANUP(shown_unref_p) struct shown *shown = calloc(1, sizeof(*shown));
+    char key[REGISTRY_KEY_MAX], text[DIGEST_STR_MAX];
+    uint64_t mark_size;
+    int r;
+
+    if (!shown)
+        return error_no_memory(err, "a blob that is read");
+    atomic_init(&shown->refs, 1);
+    r = store_head(name->store, registry_repo_key(name->repo, "_blobs", name->digest, key),
+                   &mark_size, err);
+    if (!r)
+        r = blob_open(name->store, name->digest, &shown->blob, err);
+    if (r == CAIRN_E_NOT_FOUND)
+        return error_set(err, r, "no blob %s in repository %s", digest_format(name->digest, text),
+                         name->repo);
+    if (r)
+        return r;
+    shown->until_us = histogram_now_us() + SHOWN_FOR_US;
+    *ret_value = steal_ptr(shown);
+    return CAIRN_OK;
+}
+
+/* Have it looked up anew if what is known of it holds until then at most. */
+static void forget_shown(struct cache *cache, const struct cache_key *key, uint64_t until_us)
+{
+    CLEANUP(shown_unref_p) struct shown *shown = cache_peek(cache, key);
+
+    if (shown && shown->until_us <= until_us)
+        cache_drop(cache, key, shown);
+}
+
+static void forget_blob(const struct registry_call *call, const struct digest *d)
+{
+    const struct shown_name name = {call->store, call->target.repo, d};
+    struct cache_key key = shown_key(&name);
+
+    forget_shown(call->registry->shown, &key, UINT64_MAX);
+}
+
+/* A blob that the repository may see, opened; a reference is handed over. */
+static int open_blob(const struct registry_call *call, const struct digest *d,
+                     struct blob **ret_blob, struct cairn_error *err)
+{
+    struct shown_name name = {call->store, call->target.repo, d};
+    struct cache_key key = shown_key(&name);
+    struct cache *cache = call->registry->shown;
+    void *value;
+    int r;
+
+    forget_shown(cache, &key, histogram_now_us());
+    r = cache_get(cache, &key, fetch_shown, &name, &value, err);
+    if (r)
+        return r;
+    *ret_blob = blob_ref(((struct shown *)value)->blob);
+    shown_unref(value);
+    return CAIRN_OK;
+}
+
+/* -- DELETE ------------------------------------------------------------------------------- */
+
 /* Hides the blob; its bytes stay for other repositories, and for the garbage collector. */
 static void delete_blob(const struct registry_call *call, const struct digest *d)
 {
@@ -54,20 +192,74 @@ static void delete_blob(const struct registry_call *call, const struct digest *d
 
     if (!r)
         r = store_delete(call->store, registry_repo_key(call->target.repo, "_blobs", d, key), &err);
+    forget_blob(call, d);
     if (r)
         blob_failure(call, &err);
     else
         http_reply_status(call->reply, MHD_HTTP_ACCEPTED);
 }
 
-static void reply_blob(const struct registry_call *call, const struct digest *d, const char *etag,
-                       uint64_t size)
+/* -- GET and HEAD ------------------------------------------------------------------------- */
+
+/* A range of a blob on its way out. */
+struct blob_range {
+    struct blob *blob;
+    uint64_t off;
+};
+
+static int read_range(void *ctx, void *buf, size_t len, uint64_t off, struct cairn_error *err)
+{
+    const struct blob_range *range = ctx;
+
+    return source_pread(range->blob->src, buf, len, range->off + off, err);
+}
+
+static void free_range(void *ctx)
+{
+    struct blob_range *range = ctx;
+
+    blob_unref(range->blob);
+    free(range);
+}
+
+static void stream_range(const struct registry_call *call, unsigned status, const char *type,
+                         struct blob *blob, uint64_t off, uint64_t len)
+{
+    struct blob_range *range = malloc(sizeof(*range));
+    const struct http_stream stream = {.read = read_range, .free = free_range, .ctx = range};
+    struct cairn_error err;
+
+    if (!range) {
+        error_no_memory(&err, blob->src->name);
+        http_reply_failure(call->reply, &err);
+        return;
+    }
+    *range = (struct blob_range){.blob = blob_ref(blob), .off = off};
+    http_reply_stream(call->reply, status, type, &stream, len);
+}
+
+/* By sendfile, or through the store where it has no file descriptors. */
+static void reply_range(const struct registry_call *call, unsigned status, const struct digest *d,
+                        struct blob *blob, uint64_t off, uint64_t len)
 {
     static const char type[] = "application/octet-stream";
+    int fd = blob->fd >= 0 ? fcntl(blob->fd, F_DUPFD_CLOEXEC, 0) : -1;
     char key[REGISTRY_KEY_MAX];
-    uint64_t off, len;
 
-    registry_blob_key(d, key);
+    if (fd < 0) {
+        stream_range(call, status, type, blob, off, len);
+        return;
+    }
+    http_reply_fd(call->reply, status, type, fd, off, len);
+    if (http_method(call->req) == HTTP_GET)
+        store_note_sent(call->store, registry_blob_key(d, key), len);
+}
+
+static void reply_blob(const struct registry_call *call, const struct digest *d, const char *etag,
+                       struct blob *blob)
+{
+    uint64_t size = blob->src->size, off, len;
+
     switch (http_range(call->req, size, etag, &off, &len)) {
     case HTTP_RANGE_UNSATISFIABLE:
         http_reply_error(call->reply, MHD_HTTP_RANGE_NOT_SATISFIABLE, "RANGE_INVALID",
@@ -77,10 +269,10 @@ static void reply_blob(const struct registry_call *call, const struct digest *d,
     case HTTP_RANGE_PARTIAL:
         http_reply_header(call->reply, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64,
                           off, off + len - 1, size);
-        registry_reply_object(call, MHD_HTTP_PARTIAL_CONTENT, type, key, off, len);
+        reply_range(call, MHD_HTTP_PARTIAL_CONTENT, d, blob, off, len);
         return;
     case HTTP_RANGE_NONE:
-        registry_reply_object(call, MHD_HTTP_OK, type, key, 0, size);
+        reply_range(call, MHD_HTTP_OK, d, blob, 0, size);
         return;
     }
 }
@@ -88,9 +280,10 @@ static void reply_blob(const struct registry_call *call, const struct digest *d,
 void registry_blob(const struct registry_call *call)
 {
     char etag[DIGEST_STR_MAX + 2], text[DIGEST_STR_MAX];
+    CLEANUP(blob_unref_p) struct blob *blob = NULL;
     struct cairn_error err;
     struct digest d;
-    uint64_t size;
+    int r;
 
     if (!registry_target_digest(call, &d))
         return;
@@ -98,7 +291,10 @@ void registry_blob(const struct registry_call *call)
         delete_blob(call, &d);
         return;
     }
-    if (registry_find_blob(call->store, call->target.repo, &d, &size, &err)) {
+    if (http_method(call->req) == HTTP_HEAD)
+        forget_blob(call, &d);
+    r = open_blob(call, &d, &blob, &err);
+    if (r) {
         blob_failure(call, &err);
         return;
     }
@@ -109,5 +305,5 @@ void registry_blob(const struct registry_call *call)
     if (http_not_modified(call->req, etag))
         http_reply_status(call->reply, MHD_HTTP_NOT_MODIFIED);
     else
-        reply_blob(call, &d, etag, size);
+        reply_blob(call, &d, etag, blob);
 }

@@ -6,6 +6,7 @@
 #ifndef SERVER_REGISTRY_INTERNAL_H
 #define SERVER_REGISTRY_INTERNAL_H
 
+#include "cache.h"
 #include "registry.h"
 
 #define REGISTRY_REPO_MAX 256
@@ -34,6 +35,7 @@ struct registry {
     struct disks *disks;
     struct registry_options options;
     struct sessions *sessions;
+    struct cache *shown; /* blobs that are being read (registry_blobs.c) */
 };
 
 /* One request on one resource. */
@@ -62,13 +64,6 @@ char *registry_referrer_key(const char *repo, const struct digest *subject,
 /* Digest of the target's name; false when 400 DIGEST_INVALID has been replied. */
 bool registry_target_digest(const struct registry_call *call, struct digest *ret_digest);
 
-/*
- * Reply with [off, off + len) of the object key by sendfile, or through the store where it has no
- * file descriptors.
- */
-void registry_reply_object(const struct registry_call *call, unsigned status,
-                           const char *content_type, const char *key, uint64_t off, uint64_t len);
-
 /* `Docker-Content-Digest` and, if location is given, `Location: /v2/<repo>/<location>/<digest>`. */
 void registry_reply_digest(const struct registry_call *call, const struct digest *d,
                            const char *location);
@@ -82,6 +77,7 @@ int registry_find_blob(struct store *store, const char *repo, const struct diges
 /* Let the repository see a blob that is in the store. */
 int registry_show_blob(struct store *store, const char *repo, const struct digest *d, uint64_t size,
                        struct cairn_error *err);
+int registry_shown_new(struct cache **ret_shown, struct cairn_error *err);
 void registry_blob(const struct registry_call *call);
 
 /* -- Uploads (registry_uploads.c) --------------------------------------------------------- */

@@ -348,19 +348,19 @@ static bool target_ref(const struct registry_call *call, struct ref *ret_ref)
 
 static void get_manifest(const struct registry_call *call)
 {
-    char key[REGISTRY_KEY_MAX], text[DIGEST_STR_MAX], etag[DIGEST_STR_MAX + 2];
+    char text[DIGEST_STR_MAX], etag[DIGEST_STR_MAX + 2];
+    CLEANUP_FREE void *buf = NULL;
     struct cairn_error err;
     struct digest d;
     struct ref ref;
-    uint64_t size;
+    size_t len = 0;
     int r;
 
     if (!target_ref(call, &ref))
         return;
     r = registry_resolve(call->store, &ref, &d, &err);
     if (!r)
-        r = store_head(call->store, registry_repo_key(ref.repo, "_manifests", &d, key), &size,
-                       &err);
+        r = registry_get_manifest(call->store, ref.repo, &d, &buf, &len, &err);
     if (r) {
         http_reply_failure(call->reply, &err);
         return;
@@ -371,7 +371,7 @@ static void get_manifest(const struct registry_call *call)
     if (http_not_modified(call->req, etag))
         http_reply_status(call->reply, MHD_HTTP_NOT_MODIFIED);
     else
-        registry_reply_object(call, MHD_HTTP_OK, MANIFEST_MEDIA_TYPE, key, 0, size);
+        http_reply_buffer(call->reply, MHD_HTTP_OK, MANIFEST_MEDIA_TYPE, steal_ptr(buf), len);
 }
 
 /* -- DELETE ------------------------------------------------------------------------------- */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The OCI distribution API: names, blobs and uploads. */
 #include "registry_fixture.h"
+#include "registry_internal.h"
+#include "store_backend.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -174,6 +176,56 @@ static void test_delete_hides_a_blob_here_only(void **state)
     check(f, "GET", path, 404);
     check(f, "DELETE", path, 404);
     expect_blob(f, "b", "abc", 3);
+}
+
+static uint64_t look_ups(const struct fixture *f)
+{
+    uint64_t nr = 0;
+
+    for (unsigned i = 0; i < HISTOGRAM_CLASSES; i++)
+        nr += f->store->counts.latency[STORE_CALL_HEAD].counts[i] +
+              f->store->counts.latency[STORE_CALL_OPEN].counts[i];
+    return nr;
+}
+
+static void test_ranges_after_the_first_need_no_look_up(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t before;
+
+    push_blob(f, "a", "abc", 3);
+    expect_blob(f, "a", "abc", 3);
+    before = look_ups(f);
+    expect_blob(f, "a", "abc", 3);
+    assert_int_equal(look_ups(f), before);
+    assert_int_equal(f->store->counts.read_bytes[STORE_OBJECTS_BLOBS], 6);
+}
+
+static void test_delete_hides_a_blob_that_is_being_read(void **state)
+{
+    struct fixture *f = *state;
+    char path[500], text[DIGEST_STR_MAX];
+
+    push_blob(f, "a", "abc", 3);
+    expect_blob(f, "a", "abc", 3);
+    check(f, "DELETE", blob_path("a", digest_text("abc", 3, text), path), 202);
+    check(f, "GET", path, 404);
+}
+
+/* As by another server: HEAD tells at once, and what it learns holds for GET, too. */
+static void test_head_asks_the_store(void **state)
+{
+    struct fixture *f = *state;
+    char path[500], key[REGISTRY_KEY_MAX], text[DIGEST_STR_MAX];
+    struct digest d;
+
+    push_blob(f, "a", "abc", 3);
+    expect_blob(f, "a", "abc", 3);
+    digest_of("abc", 3, &d);
+    registry_repo_key("a", "_blobs", &d, key);
+    assert_int_equal(store_delete(f->store, key, &err), CAIRN_OK);
+    check(f, "HEAD", blob_path("a", digest_text("abc", 3, text), path), 404);
+    check(f, "GET", path, 404);
 }
 
 static void test_mount(void **state)
@@ -519,6 +571,9 @@ int main(void)
         REGISTRY_TEST(test_blob_is_visible_only_where_it_was_pushed),
         REGISTRY_TEST(test_bad_digests),
         REGISTRY_TEST(test_delete_hides_a_blob_here_only),
+        REGISTRY_TEST(test_ranges_after_the_first_need_no_look_up),
+        REGISTRY_TEST(test_delete_hides_a_blob_that_is_being_read),
+        REGISTRY_TEST(test_head_asks_the_store),
         REGISTRY_TEST(test_mount),
         REGISTRY_TEST(test_chunks),
         REGISTRY_TEST(test_gap_and_overlap_are_416),
