@@ -232,30 +232,59 @@ static int read_extents(struct remote_disk *rd, const struct extent *extents, si
     return CAIRN_OK;
 }
 
-/* Read inside the chain; for the read-ahead, which decides how much at a time. */
-static int read_through(void *ctx, void *buf, size_t len, uint64_t guest_off, bool *ret_near,
-                        struct cairn_error *err)
+/* Read inside the chain. */
+static int read_chain(struct remote_disk *rd, char *buf, size_t len, uint64_t guest_off,
+                      struct cairn_error *err)
 {
-    struct remote_disk *rd = ctx;
     struct extent extents[READ_EXTENTS];
-    uint64_t before = nr_fetches_here;
-    char *at = buf;
 
     while (len > 0) {
         size_t nr, mapped;
         int ret = chain_map(rd->l1, &rd->slices, guest_off, len, extents, READ_EXTENTS, &nr, err);
 
         if (ret == CAIRN_OK)
-            ret = read_extents(rd, extents, nr, at, err);
+            ret = read_extents(rd, extents, nr, buf, err);
         if (ret != CAIRN_OK)
             return ret;
         mapped = (size_t)(extents[nr - 1].guest_off + extents[nr - 1].len - guest_off);
-        at += mapped;
+        buf += mapped;
         guest_off += mapped;
         len -= mapped;
     }
-    *ret_near = nr_fetches_here == before;
     return CAIRN_OK;
+}
+
+/*
+ * The same, and the rest of the blocks at both ends with it: the cache keeps whole blocks, and the
+ * neighbouring read would fetch these again.
+ */
+static int read_whole_blocks(struct remote_disk *rd, char *buf, size_t len, uint64_t guest_off,
+                             struct cairn_error *err)
+{
+    uint64_t from = guest_off - guest_off % BLOCK_SIZE, end = guest_off + len;
+    uint64_t to = min_u64(round_up(end, BLOCK_SIZE), rd->l1->virtual_size);
+    CLEANUP_FREE char *wide = from < guest_off || end < to ? malloc((size_t)(to - from)) : NULL;
+    int ret;
+
+    if (!wide)
+        return read_chain(rd, buf, len, guest_off, err);
+    ret = read_chain(rd, wide, (size_t)(to - from), from, err);
+    if (ret == CAIRN_OK)
+        memcpy(buf, wide + (guest_off - from), len);
+    return ret;
+}
+
+/* For the read-ahead, which decides how much at a time. */
+static int read_through(void *ctx, void *buf, size_t len, uint64_t guest_off, bool *ret_near,
+                        struct cairn_error *err)
+{
+    struct remote_disk *rd = ctx;
+    uint64_t before = nr_fetches_here;
+    int ret = rd->blocks ? read_whole_blocks(rd, buf, len, guest_off, err)
+                         : read_chain(rd, buf, len, guest_off, err);
+
+    *ret_near = nr_fetches_here == before;
+    return ret;
 }
 
 /* A small read of which everything is on this host: it needs no read-ahead, and takes no lock. */
