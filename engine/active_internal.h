@@ -163,6 +163,10 @@ void l2_put_entry(const struct active *a, uint8_t *bytes, uint64_t guest_off,
 /* Unlink the L2 table of guest_off, all of whose entries are durably empty, and free it. */
 int l2_drop_table_locked(struct active *a, uint64_t guest_off, struct cairn_error *err);
 
+/* refcount_alloc_locked, which knows of no L1 table: wrong refcounts do not give it away. */
+int l2_alloc_locked(struct active *a, uint64_t want, uint64_t goal, uint64_t *ret_host_off,
+                    uint64_t *ret_nr, struct cairn_error *err);
+
 /* The subclusters of guest_off's cluster that [guest_off, end) touches, as a mask. */
 uint32_t l2_mask(const struct active *a, uint64_t guest_off, uint64_t end);
 

@@ -100,11 +100,24 @@ static int link_table_locked(struct active *a, uint64_t guest_off, uint64_t tabl
     return rc;
 }
 
+int l2_alloc_locked(struct active *a, uint64_t want, uint64_t goal, uint64_t *ret_host_off,
+                    uint64_t *ret_nr, struct cairn_error *err)
+{
+    uint64_t l1_end = a->shape.l1_off + (uint64_t)a->shape.l1_size * QCOW2_L1E_SIZE;
+    int rc = refcount_alloc_locked(a->refcounts, want, goal, ret_host_off, ret_nr, err);
+
+    if (rc || *ret_host_off >= l1_end ||
+        *ret_host_off + *ret_nr * active_cluster_size(a) <= a->shape.l1_off)
+        return rc;
+    return error_set(err, CAIRN_E_CORRUPT, "%s: the L1 table at 0x%" PRIx64 " was counted as free",
+                     a->file.name, a->shape.l1_off);
+}
+
 static int create_table_locked(struct active *a, uint64_t guest_off, struct cairn_error *err)
 {
     uint64_t table_off, nr;
     bool linked = false;
-    int rc = refcount_alloc_locked(a->refcounts, 1, 0, &table_off, &nr, err);
+    int rc = l2_alloc_locked(a, 1, 0, &table_off, &nr, err);
 
     if (rc)
         return rc;

@@ -139,8 +139,8 @@ static int allocate_locked(struct active *a, struct write_step *s, struct cairn_
     uint64_t size = active_cluster_size(a);
     uint64_t first = round_down(s->guest_off, size);
     uint64_t host_off, nr, used = 0;
-    int rc = refcount_alloc_locked(a->refcounts, div_round_up(s->end - first, size),
-                                   goal_locked(a, s), &host_off, &nr, err);
+    int rc = l2_alloc_locked(a, div_round_up(s->end - first, size), goal_locked(a, s), &host_off,
+                             &nr, err);
 
     if (rc)
         return rc;

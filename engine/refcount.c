@@ -596,6 +596,34 @@ static int extend_locked(struct refcounts *r, uint64_t want, struct run *ret_run
 
 /* -- The rest ---------------------------------------------------------------------------------- */
 
+static bool in_run(const struct refcounts *r, const struct run *run, uint64_t host_off)
+{
+    uint64_t cluster = host_off >> r->cluster_bits;
+
+    return cluster >= run->first && cluster - run->first < run->nr;
+}
+
+/* A header or refcount structure that is not counted does not become somebody's data: now it is
+ * counted, so this happens once. */
+static int check_run_locked(struct refcounts *r, const struct run *run, struct cairn_error *err)
+{
+    uint64_t end = (run->first + run->nr) << r->cluster_bits;
+    uint64_t table_end = r->table_off + ((uint64_t)r->table_clusters << r->cluster_bits);
+    uint64_t block_off;
+    int rc = read_table_entry_locked(r, run->first >> block_bits(r), &block_off, err);
+
+    if (rc)
+        return rc;
+    if (run->first > 0 && (end <= r->table_off || run->first << r->cluster_bits >= table_end) &&
+        !in_run(r, run, block_off))
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_CORRUPT,
+                     "%s: one of %" PRIu64 " clusters from 0x%" PRIx64
+                     " on holds the header, the refcount table or a refcount block, and was "
+                     "counted as free",
+                     r->file->name, run->nr, run->first << r->cluster_bits);
+}
+
 int refcount_alloc_locked(struct refcounts *r, uint64_t want, uint64_t goal, uint64_t *ret_host_off,
                           uint64_t *ret_nr, struct cairn_error *err)
 {
@@ -611,6 +639,8 @@ int refcount_alloc_locked(struct refcounts *r, uint64_t want, uint64_t goal, uin
     }
     if (!rc && run.nr == 0)
         rc = extend_locked(r, want, &run, err);
+    if (!rc)
+        rc = check_run_locked(r, &run, err);
     if (rc)
         return error_prefix(err, rc, "allocating a cluster");
     *ret_host_off = run.first << r->cluster_bits;
@@ -748,6 +778,11 @@ int refcount_trim_locked(struct refcounts *r, struct cairn_error *err)
     if (rc)
         return rc;
     size = ((page_nr << PAGE_BITS) + used) << r->cluster_bits;
+    if (size < r->table_off + ((uint64_t)r->table_clusters << r->cluster_bits))
+        return error_set(err, CAIRN_E_CORRUPT,
+                         "%s: the refcount table at 0x%" PRIx64
+                         " is counted as free; the file is not cut",
+                         r->file->name, r->table_off);
     if (size == r->file_end << r->cluster_bits)
         return CAIRN_OK;
     rc = hostfile_truncate(FAULT_AT(r->file, FAULT_TRIM), size, err);

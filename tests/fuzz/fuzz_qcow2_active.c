@@ -392,8 +392,17 @@ static bool operate(struct session *s, const uint8_t *op)
     return true;
 }
 
-static void run(struct session *s, const uint8_t *script, size_t len)
+/* Not even wrong refcounts make the header somebody's data. */
+static void check_header(const struct image *image)
 {
+    FUZZ_CHECK(bytes_get_be32(image->bytes + QCOW2_HDR_MAGIC) == QCOW2_MAGIC &&
+               bytes_get_be32(image->bytes + QCOW2_HDR_VERSION) == 3);
+}
+
+static void run(struct session *s, const struct image *image)
+{
+    const uint8_t *script = image->script + 1;
+    size_t len = image->script_len - 1;
     struct cairn_error err;
     bool open = session_open(s);
     int rc;
@@ -414,6 +423,7 @@ static void run(struct session *s, const uint8_t *script, size_t len)
     if (s->good)
         FUZZ_CHECK_OK(rc, &err);
     s->finished = rc == CAIRN_OK;
+    check_header(image);
 }
 
 /* -- Before and after -------------------------------------------------------------------------- */
@@ -464,7 +474,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         place_windows(FUZZ_REACH);
     alloc_meter_start(MEMORY_MAX);
     if (has_script)
-        run(&s, image->script + 1, image->script_len - 1);
+        run(&s, image);
     alloc_meter_stop();
     if (s.good && s.finished)
         check_afterwards(data, size, before.leaks);

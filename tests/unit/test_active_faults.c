@@ -292,6 +292,43 @@ static void test_hostile_refcounts(void **state)
     assert_int_equal(active_close(a, &err), CAIRN_E_CORRUPT);
 }
 
+/* Header, refcount table, block and L1 table are never handed out; noticing it counts them. */
+static void test_metadata_that_is_counted_as_free(void **state)
+{
+    struct active *a = create(without_base());
+    struct cairn_error err;
+
+    (void)state;
+    put(a, 1, SUB, 0);
+    close_and_check(a);
+    poke64(2 * CLUSTER, 0); /* the counts of the first four clusters */
+    a = reopen(without_base());
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(active_pwrite(a, "x", 1, CLUSTER, &err), CAIRN_E_CORRUPT);
+        assert_non_null(strstr(err.message, "counted as free"));
+    }
+    put(a, 2, SUB, CLUSTER);
+    expect(a, 1, SUB, 0);
+    close_and_check(a);
+}
+
+static void test_close_does_not_cut_the_refcount_table(void **state)
+{
+    struct active *a = create(without_base());
+    struct cairn_error err;
+
+    (void)state;
+    put(a, 1, SUB, 0);
+    close_and_check(a);
+    poke64(CLUSTER, 0); /* no refcount block */
+    a = reopen(without_base());
+    assert_int_equal(active_close(a, &err), CAIRN_E_CORRUPT);
+    assert_non_null(strstr(err.message, "the file is not cut"));
+    a = reopen(without_base());
+    expect(a, 1, SUB, 0);
+    assert_int_equal(active_close(a, &err), CAIRN_E_CORRUPT);
+}
+
 static void test_a_cluster_freed_twice(void **state)
 {
     struct active *a = create(without_base());
@@ -371,6 +408,8 @@ int main(void)
         cmocka_unit_test(test_hostile_entries),
         cmocka_unit_test(test_hostile_l1_entries),
         cmocka_unit_test(test_hostile_refcounts),
+        cmocka_unit_test(test_metadata_that_is_counted_as_free),
+        cmocka_unit_test(test_close_does_not_cut_the_refcount_table),
         cmocka_unit_test(test_a_cluster_freed_twice),
         cmocka_unit_test(test_qemu_writes_on_our_image_and_we_go_on),
         cmocka_unit_test(test_qemu_keeps_the_recorded_parent),
