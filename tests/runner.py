@@ -5,7 +5,8 @@
 
 Every test process is a descendant of this one, also after its parent died (it is their
 subreaper), so whatever a test leaves running is found, ended by its PID, and counted as a failure
-of the file that left it.  The same holds for temporary files: all of a run's live in one folder.
+of the file that left it.  Temporary files go with the run: all live in a folder of its own, those
+of ctest in another one, in memory, where they need not wait for syncs.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import xml.etree.ElementTree
 
 TESTS = pathlib.Path(__file__).resolve().parent
 PR_SET_CHILD_SUBREAPER = 36
+MEMORY, MEMORY_MIN = "/dev/shm", 2 << 30  # as tests/unit/scratch.h has it
 FILE_TIMEOUT = {"quick": 600, "normal": 1800, "long": 6 * 3600}  # seconds; a bound, not a goal
 
 
@@ -219,13 +221,25 @@ def note_leftovers(what, tally):
         tally.failures.append(f"{what}: left processes running")
 
 
-def run_all(options, folder, tally):
+def make_folder(base):
+    return pathlib.Path(tempfile.mkdtemp(prefix="cairn-", dir=base))
+
+
+def memory_base():
+    """The counterpart of scratch_base() of tests/unit/scratch.h; None: the usual place."""
+    given = os.environ.get("TMPDIR")
+    if given or not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < MEMORY_MIN:
+        return given
+    return MEMORY
+
+
+def run_all(options, folder, memory, tally):
     env = dict(os.environ, TMPDIR=str(folder), CAIRN_BUILD=str(options.build.resolve()),
                CAIRN_TEST_SCALE=options.scale, CAIRN_TEST_SEED=str(options.seed),
                CAIRN_TEST_KEEP="1" if options.keep else "", PYTHONDONTWRITEBYTECODE="1")
     units = select(ctest_names(options.build), options.only)
     if units:
-        run_ctest(options, units, folder, env, tally)
+        run_ctest(options, units, folder, dict(env, TMPDIR=str(memory)), tally)
     for path in sorted(TESTS.glob("system/test_*.py")):
         names = select(system_names(path), options.only)
         if names:
@@ -256,9 +270,9 @@ def main():
     adopt_orphans()
     print(f"seed {options.seed}", flush=True)
     tally, started = Tally(), time.monotonic()
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="cairn-", dir=os.environ.get("TMPDIR")))
+    folder, memory = make_folder(os.environ.get("TMPDIR")), make_folder(memory_base())
     try:
-        run_all(options, folder, tally)
+        run_all(options, folder, memory, tally)
     except Interrupted as signame:
         print(f"ended by {signame}", flush=True)
         tally.failures.append(f"ended by {signame}")
@@ -266,6 +280,7 @@ def main():
         end_descendants()
         if not (options.keep and tally.failures):
             shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(memory, ignore_errors=True)
     summarise(tally, started)
     if not tally.failures and not tally.passed:
         print("no test has such a name", file=sys.stderr)

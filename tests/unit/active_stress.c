@@ -39,6 +39,7 @@
 #include "active.h"
 #include "bytes.h"
 #include "checked.h"
+#include "scratch.h"
 
 #define SECTOR      512
 #define MAX_THREADS 64
@@ -702,7 +703,6 @@ static void parse(struct options *o, int argc, char **argv)
 int main(int argc, char **argv)
 {
     struct options options = {.seconds = 10, .threads = 8, .seed = (uint64_t)time(NULL)};
-    const char *tmp = getenv("TMPDIR");
     bool own_dir;
     uint64_t nr_ops = 0, nr_rounds = 0, nr_kills = 0;
     time_t end;
@@ -710,7 +710,7 @@ int main(int argc, char **argv)
     parse(&options, argc, argv);
     own_dir = options.dir[0] == 0;
     if (own_dir) {
-        snprintf(options.dir, sizeof(options.dir), "%s/active-stress-XXXXXX", tmp ? tmp : "/tmp");
+        snprintf(options.dir, sizeof(options.dir), "%s/active-stress-XXXXXX", scratch_base());
         if (!mkdtemp(options.dir))
             die("%s: %s", options.dir, strerror(errno));
     }

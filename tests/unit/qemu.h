@@ -13,14 +13,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "scratch.h"
+
 static char qemu_folder[256];
 
 static inline int qemu_setup(void **state)
 {
-    const char *tmp = getenv("TMPDIR");
 
     (void)state;
-    snprintf(qemu_folder, sizeof(qemu_folder), "%s/cairn-test-XXXXXX", tmp ? tmp : "/tmp");
+    snprintf(qemu_folder, sizeof(qemu_folder), "%s/cairn-test-XXXXXX", scratch_base());
     return mkdtemp(qemu_folder) && chdir(qemu_folder) == 0 ? 0 : -1;
 }
 

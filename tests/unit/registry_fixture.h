@@ -17,6 +17,7 @@
 
 #include "log.h"
 #include "registry.h"
+#include "scratch.h"
 
 #define MAX_UPLOAD 3000000
 
@@ -84,12 +85,11 @@ static inline void stop(struct fixture *f)
 static inline int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    const char *tmp = getenv("TMPDIR");
 
     assert_non_null(f);
     log_set_level(LOG_LEVEL_ERROR);
     publish_result = CAIRN_OK;
-    snprintf(f->dir, sizeof(f->dir), "%s/cairn-registry-XXXXXX", tmp ? tmp : "/tmp");
+    snprintf(f->dir, sizeof(f->dir), "%s/cairn-registry-XXXXXX", scratch_base());
     assert_non_null(mkdtemp(f->dir));
     f->curl = curl_easy_init();
     start(f);

@@ -11,6 +11,7 @@
 
 #include "chain_read.h"
 #include "cluster_cache.h"
+#include "scratch.h"
 
 #define MIB ((uint64_t)1 << 20)
 
@@ -79,11 +80,10 @@ static void open_layer(struct images *images, unsigned i)
 static int setup(void **state)
 {
     struct images *images = calloc(1, sizeof(*images));
-    const char *tmp = getenv("TMPDIR");
 
     assert_non_null(images);
     *state = images;
-    snprintf(images->dir, sizeof(images->dir), "%s/cairn-test.XXXXXX", tmp ? tmp : "/tmp");
+    snprintf(images->dir, sizeof(images->dir), "%s/cairn-test.XXXXXX", scratch_base());
     assert_non_null(mkdtemp(images->dir));
     setenv("CHAIN_DIR", images->dir, 1);
     assert_int_equal(system(make_images), 0);

@@ -13,6 +13,7 @@
 
 #include "control.h"
 #include "disk.h"
+#include "scratch.h"
 
 static char tmp[80];
 static struct cairn_client *client;
@@ -33,10 +34,9 @@ static void start_in(const char *folder)
 
 static int set_up(void **state)
 {
-    const char *base = getenv("TMPDIR");
 
     (void)state;
-    snprintf(tmp, sizeof(tmp), "%s/control-XXXXXX", base ? base : "/tmp");
+    snprintf(tmp, sizeof(tmp), "%s/control-XXXXXX", scratch_base());
     if (!mkdtemp(tmp) || cairn_client_new(NULL, &client, NULL) != 0)
         return -1;
     start_in(tmp);

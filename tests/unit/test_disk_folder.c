@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "disk_folder.h"
+#include "scratch.h"
 
 #define HEX "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
@@ -16,10 +17,9 @@ static char tmp[256];
 
 static int set_up(void **state)
 {
-    const char *base = getenv("TMPDIR");
 
     (void)state;
-    snprintf(tmp, sizeof(tmp), "%s/disk-folder-XXXXXX", base ? base : "/tmp");
+    snprintf(tmp, sizeof(tmp), "%s/disk-folder-XXXXXX", scratch_base());
     return mkdtemp(tmp) ? 0 : -1;
 }
 

@@ -576,12 +576,8 @@ static void test_every_point_in_every_way(void **state)
     assert_int_equal(sweep.nr_failed, 0);
 }
 
-/* In memory, if there is a place: a process that ends loses nothing, so whether syncs do their work
- * does not show here; test_active_power is about that. */
 static int setup(void **state)
 {
-    if (!getenv("TMPDIR") && access("/dev/shm", W_OK) == 0)
-        setenv("TMPDIR", "/dev/shm", 1);
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     return shared == MAP_FAILED ? -1 : qemu_setup(state);
 }

@@ -17,6 +17,7 @@
 #include "local_chain.h"
 #include "qcow2_backing.h"
 #include "qcow2_image.h"
+#include "scratch.h"
 
 static char folder[64];
 
@@ -42,10 +43,9 @@ static const char *in_folder(const char *name)
 
 static int make_folder(void **state)
 {
-    const char *base = getenv("TMPDIR");
 
     (void)state;
-    snprintf(folder, sizeof(folder), "%.40s/cairn-XXXXXX", base ? base : "/tmp");
+    snprintf(folder, sizeof(folder), "%.40s/cairn-XXXXXX", scratch_base());
     return mkdtemp(folder) ? 0 : -1;
 }
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "params.h"
+#include "scratch.h"
 
 static struct cairn_error err;
 static struct params params;
@@ -33,11 +34,10 @@ static char config_path[300];
 
 static const char *write_config(const char *text)
 {
-    const char *tmp = getenv("TMPDIR");
     FILE *file;
     int fd;
 
-    snprintf(config_path, sizeof(config_path), "%s/cairn-params-XXXXXX", tmp ? tmp : "/tmp");
+    snprintf(config_path, sizeof(config_path), "%s/cairn-params-XXXXXX", scratch_base());
     fd = mkstemp(config_path);
     assert_true(fd >= 0);
     file = fdopen(fd, "w");

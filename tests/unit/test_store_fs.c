@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "scratch.h"
 #include "store.h"
 
 struct fixture {
@@ -26,10 +27,9 @@ static struct cairn_error err;
 static int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    const char *tmp = getenv("TMPDIR");
 
     assert_non_null(f);
-    snprintf(f->dir, sizeof(f->dir), "%s/cairn-store-XXXXXX", tmp ? tmp : "/tmp");
+    snprintf(f->dir, sizeof(f->dir), "%s/cairn-store-XXXXXX", scratch_base());
     assert_non_null(mkdtemp(f->dir));
     snprintf(f->url, sizeof(f->url), "fs:%s", f->dir);
     assert_int_equal(store_open(f->url, &f->store, &err), CAIRN_OK);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "histogram.h"
+#include "scratch.h"
 #include "store_backend.h"
 
 #define DELAY_MS 20
@@ -21,10 +22,9 @@ static struct cairn_error err;
 static int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    const char *tmp = getenv("TMPDIR");
 
     assert_non_null(f);
-    snprintf(f->dir, sizeof(f->dir), "%s/cairn-store-XXXXXX", tmp ? tmp : "/tmp");
+    snprintf(f->dir, sizeof(f->dir), "%s/cairn-store-XXXXXX", scratch_base());
     assert_non_null(mkdtemp(f->dir));
     snprintf(f->url, sizeof(f->url), "fs:%s", f->dir);
     assert_int_equal(store_open(f->url, &f->near, &err), CAIRN_OK);

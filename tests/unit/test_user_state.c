@@ -11,16 +11,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "scratch.h"
 #include "user_state.h"
 
 static char folder[64];
 
 static int make_folder(void **state)
 {
-    const char *base = getenv("TMPDIR");
 
     (void)state;
-    snprintf(folder, sizeof(folder), "%.40s/cairn-XXXXXX", base ? base : "/tmp");
+    snprintf(folder, sizeof(folder), "%.40s/cairn-XXXXXX", scratch_base());
     if (!mkdtemp(folder))
         return -1;
     return setenv("XDG_STATE_HOME", folder, 1) || setenv("XDG_CACHE_HOME", folder, 1);
