@@ -140,7 +140,8 @@ static int resize(struct active *active, const char *file, enum cairn_resize how
     if (size < old && !may_shrink)
         return error_set(err, CAIRN_E_USAGE,
                          "%s: %" PRIu64 " bytes are less than its size of %" PRIu64
-                         ", and what lies past them would be lost: shrinking has to be asked for",
+                         ", and what lies past them would be lost: shrinking has to be asked for "
+                         "(--shrink)",
                          file, size, old);
     ret = size_beneath(file, &beneath_size, err);
     return ret == CAIRN_OK ? active_resize(active, size, beneath_size, err) : ret;
