@@ -113,6 +113,9 @@ void redis_write_metrics(void *redis, struct metrics *m)
     metrics_value(m, NULL, s.read_bytes);
     metrics_family(m, "cairn_redis_written_bytes_total", "counter", "Bytes of values written.");
     metrics_value(m, NULL, s.written_bytes);
+    metrics_family(m, "cairn_redis_rejected_puts_total", "counter",
+                   "Values that Redis would not take, because it is full for instance.");
+    metrics_value(m, NULL, s.rejected);
     metrics_family(m, "cairn_redis_call_seconds_total", "counter",
                    "Time of the round trips that succeeded.");
     metrics_seconds(m, NULL, s.latency_us);

@@ -23,9 +23,10 @@
 #include "metacache_tier.h"
 #include "redis.h"
 
-#define NEIGHBOURS 16u /* slices that are asked for at once */
-#define QUEUE_MAX  4096u
-#define PUT_ITEMS  64u
+#define NEIGHBOURS 16u               /* slices that are asked for at once */
+#define PUT_ITEMS  64u               /* that are put at once, */
+#define PUT_BYTES  ((size_t)8 << 20) /* and about how much of memory */
+#define QUEUE_MAX  ((size_t)64 << 20)
 #define SEAL_SIZE  8u
 
 #define LOCK_MS      3000u /* a server that dies in a build delays others for no longer */
@@ -39,6 +40,7 @@ struct put {
     uint32_t slice_nr;
     struct index_l1 *l1; /* or: */
     struct index_slice *slice;
+    size_t bytes; /* that it keeps in memory */
 };
 
 struct redis_tier {
@@ -48,7 +50,7 @@ struct redis_tier {
     pthread_mutex_t lock; /* of what follows */
     pthread_cond_t wakes;
     STAILQ_HEAD(, put) queue;
-    unsigned nr_queued;
+    size_t queued_bytes;
     bool stopping;
 
     pthread_t writer;
@@ -207,9 +209,9 @@ static void enqueue(struct redis_tier *t, struct put *p)
     bool taken = false;
 
     pthread_mutex_lock(&t->lock);
-    if (p && t->nr_queued < QUEUE_MAX) {
+    if (p && (t->queued_bytes == 0 || p->bytes + t->queued_bytes <= QUEUE_MAX)) {
         STAILQ_INSERT_TAIL(&t->queue, p, link);
-        t->nr_queued++;
+        t->queued_bytes += p->bytes;
         taken = true;
         pthread_cond_signal(&t->wakes);
     }
@@ -229,6 +231,7 @@ static void redis_put_l1(void *ctx, const struct index_l1 *l1)
         p->raw_base = l1->layers[0].format == LAYER_RAW;
         p->chain_id = l1->chain_id;
         p->l1 = index_l1_ref((struct index_l1 *)(uintptr_t)l1);
+        p->bytes = sizeof(*p) + index_l1_bytes(l1);
     }
     enqueue(ctx, p);
 }
@@ -243,6 +246,7 @@ static void redis_put_slice(void *ctx, const struct meta_chain *chain, uint32_t 
         p->chain_id = chain->chain_ids[ordinal];
         p->slice_nr = slice_nr;
         p->slice = index_slice_ref((struct index_slice *)(uintptr_t)slice);
+        p->bytes = sizeof(*p) + index_slice_bytes(slice);
     }
     enqueue(ctx, p);
 }
@@ -278,19 +282,21 @@ static void write_out(struct redis_tier *t, struct put *puts[], unsigned nr)
         free(items[i].value);
 }
 
-/* What is queued, up to PUT_ITEMS; 0: it is time to end. */
+/* What is queued, up to PUT_ITEMS and PUT_BYTES; 0: it is time to end. */
 static unsigned dequeue(struct redis_tier *t, struct put *puts[PUT_ITEMS])
 {
     unsigned nr = 0;
+    size_t bytes = 0;
 
     SCOPED_LOCK(&t->lock);
-    while (!t->stopping && t->nr_queued == 0)
+    while (!t->stopping && STAILQ_EMPTY(&t->queue))
         pthread_cond_wait(&t->wakes, &t->lock);
-    while (!t->stopping && nr < PUT_ITEMS && t->nr_queued > 0) {
-        puts[nr++] = STAILQ_FIRST(&t->queue);
+    while (!t->stopping && nr < PUT_ITEMS && bytes < PUT_BYTES && !STAILQ_EMPTY(&t->queue)) {
+        puts[nr] = STAILQ_FIRST(&t->queue);
         STAILQ_REMOVE_HEAD(&t->queue, link);
-        t->nr_queued--;
+        bytes += puts[nr++]->bytes;
     }
+    t->queued_bytes -= bytes;
     return nr;
 }
 

@@ -21,9 +21,10 @@
 #define NODES_MAX    64u
 #define POINTS       64u /* of a node */
 #define CALL_ITEMS   64u /* of one exchange */
-#define PUT_PATIENCE 20u /* nobody waits for what is put: its deadline is so much longer */
-#define LOCATE_S     5   /* how often a node that does not answer is looked for */
-#define START_S      1   /* that redis_new waits for nodes to be found */
+#define PUT_PATIENCE 20u /* nobody waits for what is put: its deadline is so much longer, */
+#define PUT_MAX_US   ((uint64_t)2 * 1000 * 1000) /* but a server that stops does */
+#define LOCATE_S     5 /* how often a node that does not answer is looked for */
+#define START_S      1 /* that redis_new waits for nodes to be found */
 
 struct point {
     uint64_t hash;
@@ -44,7 +45,7 @@ struct redis {
     bool looked; /* for each node once */
     bool stopping;
 
-    atomic_uint_fast64_t read_bytes, written_bytes;
+    atomic_uint_fast64_t read_bytes, written_bytes, rejected;
 };
 
 /* -- Configuration ---------------------------------------------------------------------------- */
@@ -352,8 +353,10 @@ static bool add_set(struct redis *r, struct redis_conn *c, const struct redis_it
 /* A Redis that is full can be asked all the same; one that is no master any more has to be left. */
 static bool take_status(struct redis *r, struct redis_item *item, struct redis_answer *a)
 {
-    if (!a->is_error && a->kind == ANSWER_TEXT)
+    if (a->kind == ANSWER_TEXT)
         atomic_fetch_add_explicit(&r->written_bytes, item->len, memory_order_relaxed);
+    else if (a->is_error)
+        atomic_fetch_add_explicit(&r->rejected, 1, memory_order_relaxed);
     return !a->is_read_only;
 }
 
@@ -363,7 +366,7 @@ bool redis_put(struct redis *redis, const struct redis_item *items, size_t nr)
 
     /* Values are only read. */
     return run_command(redis, &set, (struct redis_item *)(uintptr_t)items, nr,
-                       PUT_PATIENCE * redis->deadline_us);
+                       min_u64(PUT_PATIENCE * redis->deadline_us, PUT_MAX_US));
 }
 
 /* -- Locks ------------------------------------------------------------------------------------ */
@@ -416,6 +419,7 @@ void redis_get_stats(struct redis *redis, struct redis_stats *ret_stats)
     struct redis_stats s = {
         .read_bytes = atomic_load_explicit(&redis->read_bytes, memory_order_relaxed),
         .written_bytes = atomic_load_explicit(&redis->written_bytes, memory_order_relaxed),
+        .rejected = atomic_load_explicit(&redis->rejected, memory_order_relaxed),
     };
 
     for (unsigned i = 0; i < redis->nr_nodes; i++) {

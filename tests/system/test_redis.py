@@ -206,10 +206,12 @@ class SharedCache(Case):
         self.assert_right(server)
 
     def test_a_full_redis_costs_nothing_but_itself(self):
-        redis = self.redis(arguments=("--maxmemory", "1mb", "--maxmemory-policy", "noeviction"))
-        server = self.published("--redis", redis.address)
+        redis = self.redis(arguments=("--maxmemory", "1", "--maxmemory-policy", "noeviction"))
+        server = self.published("--redis", redis.address, *PATIENT)
+        wait_for(lambda: self.metric(server, "cairn_redis_rejected_puts_total") > 0, "a refusal")
         self.assert_right(server)
         self.assert_reads_on(server)
+        self.assertEqual(self.metric(server, "cairn_redis_breaker_opened_total"), 0)
 
     def test_a_redis_that_evicts(self):
         redis = self.redis(arguments=("--maxmemory", "2mb", "--maxmemory-policy", "allkeys-lru"))
