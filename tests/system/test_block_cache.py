@@ -7,6 +7,7 @@ import pathlib
 
 import qemu
 from cairntest import CAIRN, Attachment, Case, KIB, MIB, main, preload, random_bytes, run, scaled, seeded
+from nbdclient import NbdClient
 from proxy import Proxy
 
 OVERHEAD = 512 * KIB  # requests, manifests and indexes, generously
@@ -97,6 +98,31 @@ class BlockCache(Case):
         self.processes = [p for p in self.processes if p not in readers]
         received = self.proxy.take()[1]
         self.assertLess(received, 1.1 * (self.base.stat().st_size + 40 * 64 * KIB) + 4 * OVERHEAD)
+
+    def test_random_chains_read_right(self):
+        """Any cluster size, subclusters, compressed clusters, raw bases, backing files that are shorter."""
+        for number in range(scaled(3, 8, 300)):
+            rng = seeded(f"{self.id()} {number}")
+            folder = self.folder(f"chain{number}")
+            chain = qemu.RandomChain(rng, folder)
+            oracle = qemu.convert(chain.top, folder / "oracle.raw", chain.top_format)
+            self.server.push(chain.top, f"chains:c{number}", "--format", chain.top_format)
+            for turn in ("cold", "warm"):
+                with self.subTest(number=number, turn=turn, chain=chain.describe()):
+                    attachment = self.attach_cached(f"chains:c{number}", f"{turn}{number}")
+                    self.check_pieces(attachment, rng, oracle)
+                    data = self.read_all(attachment, turn)
+                    self.assertTrue(data == oracle, "wrong bytes")
+                    attachment.stop()
+                    self.processes.remove(attachment)
+
+    def check_pieces(self, attachment, rng, oracle):
+        disk = NbdClient(attachment.socket)
+        for _ in range(60):
+            length = min(rng.choice((1, 512, 3000, 4096, 70000, 300000)), len(oracle))
+            at = rng.randrange(len(oracle) - length + 1)
+            self.assertTrue(disk.read(at, length) == oracle[at:at + length], f"{length} bytes at {at}")
+        disk.close()
 
     # -- Whatever happens -----------------------------------------------------------------------------
 
