@@ -276,15 +276,16 @@ def with_query(path, **values):
 # -- Programs under test --------------------------------------------------------------------------
 
 class Cairnd(Process):
-    """A server on a free port of 127.0.0.1."""
+    """A server on a free port of 127.0.0.1; delay: milliseconds to its store."""
 
-    def __init__(self, folder, store=None, arguments=(), wrapper=(), env=None):
+    def __init__(self, folder, store=None, arguments=(), wrapper=(), env=None, delay=None):
         folder = pathlib.Path(folder)
         self.store = pathlib.Path(store or folder / "store")
         port_file = folder / "port"
         port_file.unlink(missing_ok=True)
         super().__init__([*wrapper, CAIRND, "--listen", "127.0.0.1:0", "--store",
-                          f"fs:{self.store}", "--port-file", port_file, *arguments],
+                          f"{'' if delay is None else f'slow:{delay}:'}fs:{self.store}",
+                          "--port-file", port_file, *arguments],
                          folder / "cairnd.log", env=env)
         try:
             wait_for(lambda: self.check_running() and port_file.exists()
@@ -307,6 +308,12 @@ class Cairnd(Process):
         """The cairn command, against this server."""
         env = dict(options.pop("env", {}), CAIRN_SERVER=self.url)
         return run(CAIRN, *arguments, env=env, **options)
+
+    def metrics(self):
+        """What /metrics says: {name with its labels: value}."""
+        lines = self.http.get("/metrics").body.decode().splitlines()
+        return {name: float(value) for name, _, value in
+                (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
     def push(self, file, ref, *arguments):
         """Push; the ref by digest that it printed."""

@@ -113,10 +113,13 @@ def make_root_folder(folder):
         (folder / "etc" / "jobs" / name).write_text(text)
 
 
-def make_chain(folder):
-    """The root file system as three layers; each upper one adds a file.  The top's path."""
+def make_chain(folder, furnish=None):
+    """The root file system as three layers; each upper one adds a file.  The top's path.
+    furnish(root) may put more into it."""
     root, state = folder / "root", folder / "root.raw"
     make_root_folder(root)
+    if furnish:
+        furnish(root)
     run("mke2fs", "-q", "-t", "ext4", "-d", root, state, ROOT_SIZE // 1024)
     layer = folder / "layer1.qcow2"
     qemu.img("convert", "-c", "-O", "qcow2", state, layer)

@@ -3,8 +3,10 @@
 """Benches run, and what they print makes sense; how fast anything is, is not asked here."""
 
 import sys
+import unittest
 import xml.etree.ElementTree
 
+import redis
 from cairntest import BUILD, Case, ROOT, main, run
 
 
@@ -30,6 +32,30 @@ class Benches(Case):
                 for what in ("attachSeconds", "randomReads", "bytesPerSecond"):
                     self.assertGreater(measured[what], 0)
             self.assertGreater(min(warm["residentBytes"], qemu["residentBytes"]), 1 << 20)
+
+    @unittest.skipUnless(redis.is_installed(), "no redis-server")
+    def test_fleet(self):
+        """Clients that start the same disk at the same time fetch each byte once.  The bench itself
+        fails on a wrong byte, and if a server that starts cold reads tables."""
+        answer = run(sys.executable, ROOT / "tests" / "bench" / "fleet.py", "--quick", "--json",
+                     env={"CAIRN_BUILD": str(BUILD), "TMPDIR": str(self.tmp)})
+        self.assertEqual(list(self.tmp.iterdir()), [])
+        figures = answer.json()
+        self.assertEqual(len(figures["rows"]), 8)
+        for row in figures["rows"]:
+            with self.subTest(clients=row["clients"], cache=row["hostCache"], redis=row["redis"]):
+                self.check_row(row, figures["bytes"])
+        for first in figures["firstReads"]:
+            self.assertEqual(first["layerBytes"], first["bytes"])
+
+    def check_row(self, row, nr_bytes):
+        if not row["hostCache"]:
+            self.assertGreaterEqual(row["layerBytes"], nr_bytes * row["clients"] * 0.9)
+        elif row["clients"] == 1:
+            self.assertEqual(row["timesFetched"], 1)
+        else:  # who waits too long for another client's fetch makes it, too
+            self.assertLess(row["timesFetched"], 1.1)
+        self.assertEqual(row["hitRates"]["redis"] is not None, row["redis"])
 
 
 if __name__ == "__main__":
