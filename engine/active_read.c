@@ -25,7 +25,8 @@ int active_read_beneath(struct active *a, void *buf, size_t len, uint64_t guest_
     return rc ? error_prefix(err, rc, "beneath %s", a->file.name) : CAIRN_OK;
 }
 
-/* Find the run at guest_off; if it is data that could be moved, op is registered. */
+/* Find the run at guest_off; if it is data that could be moved, op is registered.  What was data
+ * never falls through again, so op does not stand in line while something is completed. */
 static int begin_read(struct active *a, struct inflight_op *op, size_t len, uint64_t guest_off,
                       struct extent *ret_run, struct cairn_error *err)
 {
