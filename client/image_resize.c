@@ -24,7 +24,8 @@
 
 /* -- What lies beneath ---------------------------------------------------------------------- */
 
-/* A snapshot that was killed halfway leaves the layer just sealed under both names. */
+/* What is sealed does not change; a snapshot that was killed halfway leaves the layer just sealed
+ * under the active layer's name, too. */
 static int check_not_sealed(const char *file, const char *sealed, struct cairn_error *err)
 {
     struct stat a, s;
@@ -33,38 +34,48 @@ static int check_not_sealed(const char *file, const char *sealed, struct cairn_e
         return error_set_errno(err, errno, "%s: cannot look at it or at %s", file, sealed);
     if (a.st_dev == s.st_dev && a.st_ino == s.st_ino)
         return error_set(err, CAIRN_E_CONFLICT,
-                         "%s: a snapshot was interrupted, this is %s; attach the disk once before "
-                         "it is resized",
+                         "%s is a sealed layer, %s; if a snapshot was interrupted, attach the disk "
+                         "once before it is resized",
                          file, sealed);
     return CAIRN_OK;
 }
 
-/* The layer beneath the active one of a disk folder: sealed, or the remote chain. */
+/* Of a layer beside file, which file must not be. */
+static int size_of_sealed(const char *file, int folder_len, uint32_t number, uint64_t *ret_size,
+                          struct cairn_error *err)
+{
+    char name[DISK_SEALED_NAME_MAX];
+    CLEANUP_FREE char *sealed = NULL;
+    int ret;
+
+    if (asprintf(&sealed, "%.*s%s", folder_len, file, disk_sealed_name(number, name)) < 0)
+        return error_no_memory(err, "a path");
+    ret = check_not_sealed(file, sealed, err);
+    return ret == CAIRN_OK ? local_qcow2_size(sealed, ret_size, err) : ret;
+}
+
+/* The layer beneath the active one of a disk folder: the last sealed one, or the remote chain. */
 static int size_in_folder(const char *file, uint64_t *ret_size, struct cairn_error *err)
 {
     const char *slash = strrchr(file, '/');
     int folder_len = slash ? (int)(slash - file) + 1 : 0;
-    char name[DISK_SEALED_NAME_MAX];
-    CLEANUP_FREE char *folder = NULL, *sealed = NULL;
+    const char *base = slash ? slash + 1 : file;
+    CLEANUP_FREE char *folder = NULL;
     struct disk_state state;
     bool marked;
-    int ret;
+    int ret = CAIRN_OK;
 
     *ret_size = SIZE_UNKNOWN;
-    if (strcmp(slash ? slash + 1 : file, DISK_FOLDER_ACTIVE) != 0)
+    if (strcmp(base, DISK_FOLDER_ACTIVE) != 0 && disk_sealed_number(base) == 0)
         return CAIRN_OK;
     if (asprintf(&folder, "%.*s.", folder_len, file) < 0)
         return error_no_memory(err, "a path");
     if (disk_folder_read_state(folder, &state, &marked, NULL) != CAIRN_OK)
         return CAIRN_OK; /* not in a disk folder */
     *ret_size = state.virtual_size;
-    if (state.nr_sealed == 0)
-        return CAIRN_OK;
-    if (asprintf(&sealed, "%.*s%s", folder_len, file,
-                 disk_sealed_name(state.sealed[state.nr_sealed - 1], name)) < 0)
-        return error_no_memory(err, "a path");
-    ret = check_not_sealed(file, sealed, err);
-    return ret == CAIRN_OK ? local_qcow2_size(sealed, ret_size, err) : ret;
+    for (uint32_t i = 0; ret == CAIRN_OK && i < state.nr_sealed; i++)
+        ret = size_of_sealed(file, folder_len, state.sealed[i], ret_size, err);
+    return ret;
 }
 
 static int size_of_local_backing(const char *file, uint64_t *ret_size, struct cairn_error *err)

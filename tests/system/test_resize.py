@@ -186,6 +186,8 @@ class ResizeDisk(Case):
         os.link(sealed, active)
         refused = cairn("image", "resize", "--shrink", active, "1M", code=1).stderr
         self.assertIn(b"a snapshot was interrupted", refused)
+        refused = cairn("image", "resize", sealed, "+1M", code=1).stderr
+        self.assertIn(b"is a sealed layer", refused)
         self.assertEqual(virtual_size(sealed), SIZE)
         server = self.cairnd("second", store=server.store)
         self.attach(server, "--disk", folder).stop()
