@@ -285,8 +285,12 @@ static int fill(const struct block_fetch *fetch, struct gap *gaps, unsigned nr,
 
         n = claim_gaps(gaps + i, nr - i, &partly, &missing);
         if (n == 0 && !partly) {
-            if (wait_for_gap(&gaps[i], &tries))
+            if (wait_for_gap(&gaps[i], &tries)) {
+                /* To claim what is there by now would only have others wait in their turn. */
+                n = look_again(&gaps[i], &missing) == 0;
+                tries = n > 0 ? 0 : tries;
                 continue;
+            }
             n = 1; /* without a claim, then */
         }
         ret = fetch_gaps(fetch, gaps + i, n, err);
