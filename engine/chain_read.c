@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "ahead.h"
 #include "checked.h"
 #include "cluster_cache.h"
 
@@ -110,6 +111,62 @@ int chain_read_extent(const struct chain_reader *reader, const struct extent *e,
     return rc < 0 ? at_layer(reader, e, rc, err) : CAIRN_OK;
 }
 
+static int read_near(const struct chain_reader *reader, const struct extent *extents, size_t nr,
+                     uint8_t *buf, struct cairn_error *err)
+{
+    int rc = CAIRN_OK;
+
+    for (size_t i = 0; rc == CAIRN_OK && i < nr; i++) {
+        rc = chain_read_extent(reader, &extents[i], buf, err);
+        buf += extents[i].len;
+    }
+    return rc;
+}
+
+/* Neighbouring extents, that threads read for one who waits for all of them. */
+struct far_read {
+    const struct chain_reader *reader;
+    const struct extent *extents;
+    uint8_t *buf;
+};
+
+static int make_extent(void *ctx, uint32_t nr, void **ret_item, struct cairn_error *err)
+{
+    const struct far_read *far = ctx;
+    const struct extent *e = &far->extents[nr];
+
+    *ret_item = far->buf + (e->guest_off - far->extents[0].guest_off);
+    return chain_read_extent(far->reader, e, *ret_item, err);
+}
+
+static void keep_extent(void *item)
+{
+    (void)item; /* its bytes are the reader's */
+}
+
+static int read_far(const struct chain_reader *reader, const struct extent *extents, size_t nr,
+                    uint8_t *buf, struct cairn_error *err)
+{
+    struct far_read far = {.reader = reader, .extents = extents, .buf = buf};
+    const struct ahead_work work = {.make = make_extent, .free = keep_extent, .ctx = &far};
+    CLEANUP(ahead_free_p) struct ahead *ahead = NULL;
+    int rc = ahead_new(&work, 0, (uint32_t)nr, &ahead, err);
+    void *item;
+
+    for (size_t i = 0; rc == CAIRN_OK && i < nr; i++)
+        rc = ahead_take(ahead, &item, err);
+    return rc;
+}
+
+static bool several_are_stored(const struct extent *extents, size_t nr)
+{
+    size_t nr_stored = 0;
+
+    for (size_t i = 0; i < nr; i++)
+        nr_stored += !extent_reads_zero(extents[i].kind);
+    return nr_stored > 1;
+}
+
 int chain_read(const struct chain_reader *reader, void *buf, size_t len, uint64_t guest_off,
                struct cairn_error *err)
 {
@@ -126,13 +183,16 @@ int chain_read(const struct chain_reader *reader, void *buf, size_t len, uint64_
         int rc = chain_map(reader->l1, &reader->slices, guest_off, end - guest_off, extents,
                            EXTENTS_AT_ONCE, &nr, err);
 
-        for (size_t i = 0; rc == CAIRN_OK && i < nr; i++) {
-            rc = chain_read_extent(reader, &extents[i], p, err);
+        if (rc == CAIRN_OK && reader->far && several_are_stored(extents, nr))
+            rc = read_far(reader, extents, nr, p, err);
+        else if (rc == CAIRN_OK)
+            rc = read_near(reader, extents, nr, p, err);
+        if (rc < 0)
+            return rc;
+        for (size_t i = 0; i < nr; i++) {
             p += extents[i].len;
             guest_off += extents[i].len;
         }
-        if (rc < 0)
-            return rc;
     }
     return CAIRN_OK;
 }

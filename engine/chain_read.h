@@ -31,6 +31,7 @@ struct chain_reader {
     const struct digest *layers; /* digests by ordinal, for the cluster cache and messages; NULL:
                                     no cache, and blobs' own messages say which layer */
     struct cluster_cache *cache; /* may be NULL */
+    bool far; /* the blobs are a network away: extents are read several at a time, by threads */
 };
 
 /*

@@ -111,6 +111,7 @@ struct chain_reader disk_reader(struct disk *disk)
         .blobs = {.pread = read_blob, .ctx = disk},
         .layers = disk->layers,
         .cache = disk->disks->clusters,
+        .far = store_is_far(disk->disks->store),
     };
 }
 

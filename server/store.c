@@ -127,6 +127,11 @@ static int called(struct store *store, enum store_call call, uint64_t since_us, 
     return store_count_call(&store->counts, call, since_us, code);
 }
 
+bool store_is_far(const struct store *store)
+{
+    return store->far;
+}
+
 int store_put(struct store *store, const char *key, const void *buf, size_t len,
               enum store_put_mode mode, struct cairn_error *err)
 {

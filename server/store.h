@@ -23,6 +23,8 @@ struct store;
 /* url: `fs:<dir>` (created if missing), or for benches `slow:<ms>:<url>`: as if that far away. */
 int store_open(const char *url, struct store **ret_store, struct cairn_error *err);
 void store_close(struct store *store);
+/* Is it a network away?  Who wants several ranges asks for them at a time, then. */
+bool store_is_far(const struct store *store);
 CLEANUP_DEFINE(struct store *, store_close)
 
 enum store_put_mode {

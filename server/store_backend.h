@@ -43,9 +43,10 @@ struct store_ops {
     int (*upload_abort)(struct store *store, const char *id, struct cairn_error *err);
 };
 
-/* An implementation embeds struct store as its first member, and fills in ops. */
+/* An implementation embeds struct store as its first member, and fills in ops and far. */
 struct store {
     const struct store_ops *ops;
+    bool far;
     struct store_counts counts; /* store.c counts; zeros at first */
 };
 

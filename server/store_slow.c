@@ -248,6 +248,7 @@ int store_slow_open(const char *text, struct store **ret_store, struct cairn_err
     if (code != CAIRN_OK)
         return code;
     slow->store.ops = &slow_ops;
+    slow->store.far = true;
     slow->delay = (struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
     *ret_store = &steal_ptr(slow)->store;
     return CAIRN_OK;

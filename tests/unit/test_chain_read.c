@@ -6,6 +6,7 @@
 #include "fake_chain.h"
 
 #include <jansson.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -189,6 +190,60 @@ static void test_content_through_the_cluster_cache(void **state)
     assert_true(cluster_cache_bytes(cache) > MIB);
 }
 
+static void test_content_from_afar(void **state)
+{
+    struct chain_reader reader = reader_of(*state, 4, NULL);
+    char path[128];
+    size_t size;
+    CLEANUP_FREE uint8_t *want = load_file(path_of(*state, "flat", 4, path), &size);
+
+    reader.far = true;
+    check_read(&reader, want, size, 0);
+    check_read(&reader, want, 40000, 64000);
+}
+
+/* Reads that wait until two of them are under way. */
+struct meeting {
+    struct images *images;
+    pthread_mutex_t lock;
+    pthread_cond_t came;
+    unsigned inside;
+    bool met;
+};
+
+static int pread_meets(void *ctx, uint32_t layer, void *buf, size_t len, uint64_t host_off,
+                       struct cairn_error *err)
+{
+    struct meeting *m = ctx;
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 20;
+    pthread_mutex_lock(&m->lock);
+    m->met |= ++m->inside == 2;
+    pthread_cond_broadcast(&m->came);
+    while (!m->met && pthread_cond_timedwait(&m->came, &m->lock, &until) == 0)
+        ;
+    m->inside--;
+    pthread_mutex_unlock(&m->lock);
+    return pread_layer(m->images, layer, buf, len, host_off, err);
+}
+
+static void test_extents_from_afar_are_read_at_the_same_time(void **state)
+{
+    struct chain_reader reader = reader_of(*state, 4, NULL);
+    struct meeting m = {
+        .images = *state, .lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER};
+    char path[128];
+    size_t size;
+    CLEANUP_FREE uint8_t *want = load_file(path_of(*state, "flat", 4, path), &size);
+
+    reader.far = true;
+    reader.blobs = (struct chain_blobs){.pread = pread_meets, .ctx = &m};
+    check_read(&reader, want, size, 0);
+    assert_true(m.met);
+}
+
 static void test_a_read_past_the_end_is_refused(void **state)
 {
     struct chain_reader reader = reader_of(*state, 4, NULL);
@@ -354,6 +409,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_content_is_what_qemu_reads),
         cmocka_unit_test(test_content_through_the_cluster_cache),
+        cmocka_unit_test(test_content_from_afar),
+        cmocka_unit_test(test_extents_from_afar_are_read_at_the_same_time),
         cmocka_unit_test(test_a_read_past_the_end_is_refused),
         cmocka_unit_test(test_extents_are_what_qemu_maps),
         cmocka_unit_test(test_failures_name_the_layer),
