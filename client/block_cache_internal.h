@@ -30,6 +30,7 @@
 
 #include <assert.h>
 #include <pthread.h>
+#include <stdalign.h>
 #include <stdatomic.h>
 
 #include "block_cache.h"
@@ -46,17 +47,20 @@
 #define BLOCKS_NAME_MAX (DIGEST_HEX_LEN + sizeof(BLOCKS_SUFFIX))
 
 #define NR_BUCKETS 256u
-#define NR_STAMPS  4096u
 
 struct block_layer {
     unsigned refs;            /* under the cache's lock */
     struct block_layer *next; /* in its bucket */
-    struct block_cache *cache;
     struct digest digest;
+    /* What reads need, together: of thousands of layers, none is in the processor's cache. */
+    alignas(64) struct block_cache *cache;
     uint64_t seed; /* of checksums: from the digest */
     uint64_t size; /* of the layer */
     uint64_t slots_off;
     int fd;
+    /* When each segment was last seen to be stamped, in seconds, by this process.  Memory of which
+     * what is not used is not taken: a layer may be said to have any size. */
+    _Atomic uint32_t *stamps;
 };
 
 struct block_cache {
@@ -74,10 +78,6 @@ struct block_cache {
     pthread_cond_t claim_ended;
     struct block_claim *claims; /* of this process */
     atomic_uint waited_in_vain; /* for somebody's claim, then; 0: never */
-
-    /* Segments that were stamped lately: hash of layer and segment, and the second.  A stamp that
-     * is lost to a collision costs a write. */
-    atomic_uint_fast64_t stamped[NR_STAMPS];
 
     pthread_mutex_t usage_lock; /* one of this process counts at a time */
     int usage_fd;

@@ -58,11 +58,14 @@ bool blocks_header_decode(const uint8_t bytes[BLOCKS_HEADER_SIZE], struct blocks
     return true;
 }
 
+static uint64_t nr_segments(uint64_t layer_size)
+{
+    return div_round_up(layer_blocks(layer_size), SEGMENT_BLOCKS);
+}
+
 uint64_t blocks_slots_off(uint64_t layer_size)
 {
-    uint64_t nr_segments = div_round_up(layer_blocks(layer_size), SEGMENT_BLOCKS);
-
-    return BLOCKS_HEADER_SIZE + round_up(nr_segments * STAMP_SIZE, BLOCK_SIZE);
+    return BLOCKS_HEADER_SIZE + round_up(nr_segments(layer_size) * STAMP_SIZE, BLOCK_SIZE);
 }
 
 /* -- Opening ---------------------------------------------------------------------------------- */
@@ -85,7 +88,8 @@ static bool open_there(struct block_layer *layer, const char *name)
 {
     struct stat st;
 
-    layer->fd = openat(layer->cache->folder_fd, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    layer->fd = openat(layer->cache->folder_fd, name,
+                       O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOATIME | O_CLOEXEC);
     if (layer->fd >= 0 && block_lock(layer->fd, F_RDLCK, 0, 1) && fstat(layer->fd, &st) == 0 &&
         st.st_nlink > 0) {
         if (header_fits(layer))
@@ -149,6 +153,22 @@ static int open_or_make(struct block_layer *layer, struct cairn_error *err)
                      layer->cache->folder, name);
 }
 
+/* All zeros; NULL without memory. */
+static struct block_layer *layer_new(uint64_t size)
+{
+    struct block_layer *layer = aligned_alloc(alignof(struct block_layer), sizeof(*layer));
+
+    if (!layer)
+        return NULL;
+    memset(layer, 0, sizeof(*layer));
+    layer->fd = -1;
+    layer->stamps = calloc((size_t)nr_segments(size), sizeof(*layer->stamps));
+    if (layer->stamps)
+        return layer;
+    free(layer);
+    return NULL;
+}
+
 int block_layer_open(struct block_cache *cache, const struct digest *digest, uint64_t size,
                      struct block_layer **ret_layer, struct cairn_error *err)
 {
@@ -158,7 +178,7 @@ int block_layer_open(struct block_cache *cache, const struct digest *digest, uin
     if (size > LAYER_SIZE_MAX)
         return error_set(err, CAIRN_E_LIMIT, "a layer of %llu bytes is too large for a block cache",
                          (unsigned long long)size);
-    layer = calloc(1, sizeof(*layer));
+    layer = layer_new(size);
     if (!layer)
         return error_no_memory(err, "a layer of the block cache");
     layer->cache = cache;
@@ -166,7 +186,6 @@ int block_layer_open(struct block_cache *cache, const struct digest *digest, uin
     layer->seed = bytes_get_le64(digest->sha256);
     layer->size = size;
     layer->slots_off = blocks_slots_off(size);
-    layer->fd = -1;
     ret = open_or_make(layer, err);
     if (ret == CAIRN_OK)
         *ret_layer = layer;
@@ -178,6 +197,7 @@ int block_layer_open(struct block_cache *cache, const struct digest *digest, uin
 void block_layer_close(struct block_layer *layer)
 {
     cleanup_close(&layer->fd);
+    free(layer->stamps);
     free(layer);
 }
 
@@ -191,24 +211,31 @@ uint32_t block_now(void)
     return (uint32_t)now.tv_sec;
 }
 
-/* Note that a segment is used.  stamped keeps (segment's hash, time) in one word. */
+/* Is the stamp in the file new enough?  Another process may have put it there. */
+static bool stamped_lately(const struct block_layer *layer, off_t at, uint32_t now)
+{
+    uint8_t bytes[STAMP_SIZE];
+
+    return pread(layer->fd, bytes, sizeof(bytes), at) == (ssize_t)sizeof(bytes) &&
+           now - bytes_get_le32(bytes) < STAMP_AGE;
+}
+
+/* Note that a segment is used. */
 static void stamp(struct block_layer *layer, uint64_t block)
 {
     uint64_t segment = block / SEGMENT_BLOCKS;
-    uint64_t hash = (layer->seed ^ segment) * UINT64_C(0x9e3779b97f4a7c15);
-    atomic_uint_fast64_t *slot = &layer->cache->stamped[hash >> 52];
-    uint32_t tag = (uint32_t)(hash >> 20), now = block_now();
-    uint64_t seen = atomic_load_explicit(slot, memory_order_relaxed);
+    off_t at = (off_t)(BLOCKS_HEADER_SIZE + segment * STAMP_SIZE);
+    uint32_t now = block_now();
     uint8_t bytes[STAMP_SIZE];
 
-    static_assert(NR_STAMPS == 1u << 12, "the hash's upper bits choose");
-    if (seen >> 32 == tag && now - (uint32_t)seen < STAMP_AGE)
+    if (now - atomic_load_explicit(&layer->stamps[segment], memory_order_relaxed) < STAMP_AGE)
         return;
-    atomic_store_explicit(slot, (uint64_t)tag << 32 | now, memory_order_relaxed);
+    atomic_store_explicit(&layer->stamps[segment], now, memory_order_relaxed);
+    if (stamped_lately(layer, at, now))
+        return;
     bytes_put_le32(bytes, now);
     /* If it fails, the segment is merely thought to be older than it is. */
-    if (pwrite(layer->fd, bytes, sizeof(bytes),
-               (off_t)(BLOCKS_HEADER_SIZE + segment * STAMP_SIZE)) < 0)
+    if (pwrite(layer->fd, bytes, sizeof(bytes), at) < 0)
         return;
 }
 
@@ -283,6 +310,12 @@ static void landing_finish(const struct landing *l, const struct block_set *set,
         memcpy(buf + len - over, l->tail, over);
 }
 
+static void count(atomic_uint_fast64_t *counter, unsigned nr)
+{
+    if (nr > 0)
+        atomic_fetch_add_explicit(counter, nr, memory_order_relaxed);
+}
+
 unsigned block_layer_read(struct block_layer *layer, void *buf, size_t len, uint64_t host_off,
                           struct block_set *ret_missing)
 {
@@ -308,8 +341,8 @@ unsigned block_layer_read(struct block_layer *layer, void *buf, size_t len, uint
     landing_finish(&l, set, buf, len, host_off);
     if (nr_missing < set->nr)
         stamp(layer, set->first);
-    atomic_fetch_add_explicit(&layer->cache->misses, nr_missing, memory_order_relaxed);
-    atomic_fetch_add_explicit(&layer->cache->hits, set->nr - nr_missing, memory_order_relaxed);
+    count(&layer->cache->misses, nr_missing);
+    count(&layer->cache->hits, set->nr - nr_missing);
     return nr_missing;
 }
 
