@@ -365,6 +365,8 @@ int cairn_disk_pread(struct cairn_disk *disk, void *buf, size_t len, uint64_t gu
         return out_of_range(disk, guest_off, len, err);
     if (len == 0)
         return CAIRN_OK;
+    if (!disk->folder) /* one level for ever: no lock, no reference */
+        return disk_level_pread(disk->top, buf, len, guest_off, err);
     top = disk_top(disk);
     return disk_level_pread(top, buf, len, guest_off, err);
 }

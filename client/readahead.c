@@ -27,8 +27,7 @@
 #include "checked.h"
 
 #define NR_STREAMS 8u
-#define LARGE_READ (64u << 10) /* as large as the smallest window: nothing to gain */
-#define WINDOW_MIN (64u << 10)
+#define WINDOW_MIN READAHEAD_LARGE
 #define WINDOW_MAX (1u << 20)
 #define SLACK      (128u << 10) /* how far reads of one stream overtake each other */
 #define RUN_MIN    4u           /* reads that make a stream */
@@ -457,7 +456,7 @@ int readahead_pread(struct readahead *ra, void *buf, size_t len, uint64_t guest_
     bool near;
     int code;
 
-    if (len < LARGE_READ && pread_windows(ra, buf, len, guest_off, &code, err))
+    if (len < READAHEAD_LARGE && pread_windows(ra, buf, len, guest_off, &code, err))
         return code;
     return ra->disk.pread(ra->disk.ctx, buf, len, guest_off, &near, err);
 }
@@ -466,7 +465,7 @@ void readahead_note(struct readahead *ra, size_t len, uint64_t guest_off)
 {
     struct stream *s;
 
-    if (len >= LARGE_READ || pthread_mutex_trylock(&ra->lock) != 0)
+    if (pthread_mutex_trylock(&ra->lock) != 0)
         return;
     s = find_stream_locked(ra, guest_off, len);
     if (s) {

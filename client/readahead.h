@@ -30,11 +30,16 @@ int readahead_new(const struct readahead_disk *disk, struct readahead **ret_ra,
 void readahead_free(struct readahead *ra);
 CLEANUP_DEFINE(struct readahead *, readahead_free)
 
+/* Reads of as many bytes, as many as the smallest window, go straight to the disk: there is nothing
+ * to gain for them. */
+#define READAHEAD_LARGE (64u << 10)
+
 /* Read exactly len bytes at guest_off, inside the disk. */
 int readahead_pread(struct readahead *ra, void *buf, size_t len, uint64_t guest_off,
                     struct cairn_error *err);
 
-/* The same range was read without it, for it was at hand: the stream goes on.  Never waits. */
+/* A range that is not large was read without it, for it was at hand: the stream goes on.  Never
+ * waits. */
 void readahead_note(struct readahead *ra, size_t len, uint64_t guest_off);
 
 #endif

@@ -25,7 +25,6 @@
 
 #define SLICE_CACHE_BYTES ((size_t)32 << 20)
 #define READ_EXTENTS      64 /* mapped at a time */
-#define READ_AT_HAND      4
 
 struct remote_disk {
     atomic_uint refs;
@@ -290,23 +289,22 @@ static int read_through(void *ctx, void *buf, size_t len, uint64_t guest_off, bo
 /* A small read of which everything is on this host: it needs no read-ahead, and takes no lock. */
 static bool read_at_hand(struct remote_disk *rd, void *buf, size_t len, uint64_t guest_off)
 {
-    struct extent extents[READ_AT_HAND];
-    char *at = buf;
-    size_t nr;
+    struct chain_index *held = remote_index_held(rd->index);
+    struct extent e;
 
-    if (!rd->blocks || chain_map(rd->l1, &rd->slices, guest_off, len, extents, READ_AT_HAND, &nr,
-                                 NULL) != CAIRN_OK)
+    if (!rd->blocks || len >= READAHEAD_LARGE)
         return false;
-    for (size_t i = 0; i < nr; i++) {
-        if (extents[i].kind == EXTENT_COMPRESSED)
+    for (char *at = buf; len > 0; at += e.len, guest_off += e.len, len -= (size_t)e.len) {
+        if (chain_index_lookup(held, guest_off, &e, NULL) != CAIRN_OK ||
+            e.kind == EXTENT_COMPRESSED)
             return false;
-        if (extent_reads_zero(extents[i].kind))
-            memset(at, 0, (size_t)extents[i].len);
-        else if (!block_read_cached(&rd->through, &extents[i], 1, at))
+        e.len = min_u64(e.len, len);
+        if (extent_reads_zero(e.kind))
+            memset(at, 0, (size_t)e.len);
+        else if (!block_read_cached(&rd->through, &e, 1, at))
             return false;
-        at += extents[i].len;
     }
-    return at == (char *)buf + len;
+    return true;
 }
 
 int remote_disk_pread(struct remote_disk *rd, void *buf, size_t len, uint64_t guest_off,
@@ -315,7 +313,8 @@ int remote_disk_pread(struct remote_disk *rd, void *buf, size_t len, uint64_t gu
     uint64_t size = rd->l1->virtual_size;
     size_t inside = guest_off < size ? (size_t)min_u64(len, size - guest_off) : 0;
 
-    memset((char *)buf + inside, 0, len - inside);
+    if (inside < len)
+        memset((char *)buf + inside, 0, len - inside);
     if (inside == 0)
         return CAIRN_OK;
     if (read_at_hand(rd, buf, inside, guest_off)) {

@@ -422,6 +422,11 @@ struct index_slices remote_index_slices(struct remote_index *ix)
     return chain_index_slices(ix->held);
 }
 
+struct chain_index *remote_index_held(struct remote_index *ix)
+{
+    return ix->held;
+}
+
 struct slice_cache *remote_index_cache(const struct remote_index *ix)
 {
     return ix->cache;

@@ -25,6 +25,7 @@ const struct ref *remote_index_pinned(const struct remote_index *index); /* repo
 const struct manifest *remote_index_manifest(const struct remote_index *index);
 struct index_l1 *remote_index_l1(struct remote_index *index);        /* borrowed */
 struct index_slices remote_index_slices(struct remote_index *index); /* borrows the index */
+struct chain_index *remote_index_held(struct remote_index *index);   /* the same, for look-ups */
 struct slice_cache *remote_index_cache(const struct remote_index *index);
 uint64_t remote_index_requests(const struct remote_index *index); /* so far */
 
