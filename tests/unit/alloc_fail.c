@@ -8,9 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <zlib.h>
 #include <zstd.h>
+
+#include "scale.h"
 
 #define RUNS_MAX 100000
 
@@ -268,26 +269,12 @@ static bool is_new(unsigned nth)
     return is_first;
 }
 
-static bool all_of(const struct alloc_sweep *sweep)
-{
-    const char *scale = getenv("CAIRN_TEST_SCALE");
-
-    return sweep->sample == 0 || (scale && strcmp(scale, "long") == 0);
-}
-
-static unsigned seed(void)
-{
-    const char *given = getenv("CAIRN_TEST_SEED");
-
-    return given ? (unsigned)strtoul(given, NULL, 0) : (unsigned)time(NULL);
-}
-
 /* Called with one after the other. */
 static bool wanted(const struct alloc_sweep *sweep, unsigned nth, unsigned nr)
 {
     bool chance = random() % (long)nr < (long)sweep->sample;
 
-    return is_new(nth) || chance || all_of(sweep);
+    return is_new(nth) || chance || sweep->sample == 0 || scale_is_long();
 }
 
 /* How many allocations a run makes; noted is where. */
@@ -305,14 +292,14 @@ static unsigned count_allocations(const struct alloc_sweep *sweep, void *arg)
 
 void alloc_sweep_run(const struct alloc_sweep *sweep, void *arg)
 {
-    const unsigned nr = count_allocations(sweep, arg), from = seed();
+    const unsigned nr = count_allocations(sweep, arg);
     unsigned nr_failed = 0;
 
     memset(seen, 0, sizeof(seen));
-    srandom(from);
+    srandom((unsigned)scale_seed());
     for (unsigned nth = 1; nth <= nr; nth++)
         if (wanted(sweep, nth, nr))
             nr_failed += run_once(sweep, arg, nth);
     assert_true(nr_failed > 0);
-    print_message("%s: %u of %u allocations failed (seed %u)\n", sweep->name, nr_failed, nr, from);
+    print_message("%s: %u of %u allocations failed\n", sweep->name, nr_failed, nr);
 }

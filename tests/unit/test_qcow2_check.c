@@ -13,6 +13,7 @@
 
 #include "qcow2_check.h"
 #include "qcow2_damage.h"
+#include "scale.h"
 
 /* -- Images ------------------------------------------------------------------------------------ */
 
@@ -221,13 +222,17 @@ static void damage_and_compare(const struct shape *shape, const struct poke *pok
     repair_and_compare(what, poke);
 }
 
+/* Each damage meets a third of the shapes, each shape a third of the damage: which, by the seed. */
 static void test_damage(void **state)
 {
+    uint64_t seed = scale_seed();
+
     (void)state;
     for (size_t s = 0; s < NR_SHAPES; s++) {
         make(&shapes[s]);
         for (size_t p = 0; p < NR_POKES; p++)
-            damage_and_compare(&shapes[s], &pokes[p]);
+            if ((s + p + seed) % 3 == 0 || scale_is_long())
+                damage_and_compare(&shapes[s], &pokes[p]);
     }
     assert_int_equal(failures, 0);
 }
@@ -263,12 +268,15 @@ static void test_repair_of_leaks(void **state)
 {
     static const unsigned some[] = {1, 5, 9, 14};
 
+    uint64_t seed = scale_seed();
+
     (void)state;
     failures = 0;
     for (size_t s = 0; s < sizeof(some) / sizeof(some[0]); s++) {
         make(&shapes[some[s]]);
         for (size_t p = 0; p < NR_POKES; p++)
-            repair_leaks_and_compare(&shapes[some[s]], &pokes[p]);
+            if ((s + p + seed) % 2 == 0 || scale_is_long())
+                repair_leaks_and_compare(&shapes[some[s]], &pokes[p]);
     }
     assert_int_equal(failures, 0);
 }
