@@ -220,14 +220,18 @@ static struct http_route routes[] = {
     {"/sum/", HTTP_PUT | HTTP_POST | HTTP_PATCH, 0, begin_sum, handle_sum, NULL},
 };
 
-static inline int start_with(void **state, unsigned workers, size_t reply_memory)
+/* Long enough for a client that gets no turn on a busy machine. */
+#define PATIENCE_S 60
+
+static inline int start_with(void **state, unsigned workers, size_t reply_memory,
+                             unsigned timeout_s)
 {
     const struct http_options options = {
         .listen = "127.0.0.1:0",
         .threads = 2,
         .workers = workers,
         .max_connections = 200,
-        .connection_timeout_s = 2,
+        .connection_timeout_s = timeout_s,
         .connection_memory = 256 << 10,
         .reply_memory = reply_memory,
     };
@@ -250,12 +254,12 @@ static inline int start_with(void **state, unsigned workers, size_t reply_memory
 
 static inline int setup(void **state)
 {
-    return start_with(state, 4, 64 << 20);
+    return start_with(state, 4, 64 << 20, PATIENCE_S);
 }
 
 static inline int setup_one_worker(void **state)
 {
-    return start_with(state, 1, 64 << 20);
+    return start_with(state, 1, 64 << 20, PATIENCE_S);
 }
 
 static inline int teardown(void **state)

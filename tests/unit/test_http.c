@@ -319,6 +319,11 @@ static void test_client_gone_in_mid_body(void **state)
     assert_true(__atomic_load_n(&f->received, __ATOMIC_SEQ_CST) <= 1000000);
 }
 
+static int setup_impatient(void **state)
+{
+    return start_with(state, 4, 64 << 20, 1);
+}
+
 static void test_silent_client_times_out(void **state)
 {
     struct fixture *f = *state;
@@ -354,7 +359,7 @@ static unsigned first_status(int fd)
 
 static int setup_four_long_replies(void **state)
 {
-    return start_with(state, 4, NR_LONG_REPLIES * (512u << 10));
+    return start_with(state, 4, NR_LONG_REPLIES * (512u << 10), PATIENCE_S);
 }
 
 static void test_replies_that_nobody_fetches_are_bounded(void **state)
@@ -417,7 +422,7 @@ int main(void)
         HTTP_TEST(test_failing_sink_is_the_reply),
         HTTP_TEST(test_get_with_a_body_is_refused),
         HTTP_TEST(test_client_gone_in_mid_body),
-        HTTP_TEST(test_silent_client_times_out),
+        cmocka_unit_test_setup_teardown(test_silent_client_times_out, setup_impatient, teardown),
         HTTP_TEST(test_client_gone_in_mid_reply),
         cmocka_unit_test_setup_teardown(test_replies_that_nobody_fetches_are_bounded,
                                         setup_four_long_replies, teardown),
