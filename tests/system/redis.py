@@ -64,6 +64,11 @@ class Redis(Process):
         return False
 
     def ask(self, *words):
+        with contextlib.suppress(ConnectionError):
+            return self._ask(*words)
+        return self._ask(*words)  # a server that becomes master closes its connections
+
+    def _ask(self, *words):
         connection = Connection(self.port)
         try:
             return connection(*words)
