@@ -83,11 +83,11 @@ def start_qemu_nbd(folder, name, image, *arguments):
     return process
 
 
-def run_fio(uri, seconds, *arguments):
-    """fio's figures of one job, which may take that long and a bit."""
+def run_fio(uri, seconds, *arguments, slack=4):
+    """fio's figures of one job, which may take that long and a bit: reads under way are waited for."""
     result = run("fio", "--name=bench", "--ioengine=nbd", f"--uri={uri}", "--thread",
                  f"--runtime={round(seconds * 1000)}ms", "--randrepeat=0", "--output-format=json",
-                 *arguments, cwd=tempfile.gettempdir(), timeout=seconds + 4)
+                 *arguments, cwd=tempfile.gettempdir(), timeout=seconds + slack)
     job = json.loads(result.stdout[result.stdout.index(b"{"):])["jobs"][0]
     if job["error"]:
         raise SystemExit(result.describe())
