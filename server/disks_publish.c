@@ -11,6 +11,7 @@
 #include <inttypes.h>
 
 #include "ahead.h"
+#include "opened_layer.h"
 
 /*
  * An active layer records the chain that it was started on.  On any other chain it would show
@@ -54,28 +55,6 @@ static int check_layer(const struct disks *disks, const struct manifest *m, uint
     return check_parent(m, ordinal, layer_recorded_parent(layer), err);
 }
 
-/* A layer of the manifest, opened. */
-struct opened {
-    struct blob *blob;
-    struct layer *layer;
-};
-
-static void opened_free(void *item)
-{
-    struct opened *o = item;
-
-    if (!o)
-        return;
-    layer_free(o->layer);
-    blob_unref(o->blob);
-    free(o);
-}
-
-static void opened_free_p(struct opened **o)
-{
-    opened_free(*o);
-}
-
 struct publication {
     struct disks *disks;
     const struct manifest *manifest;
@@ -86,19 +65,17 @@ static int open_layer(void *ctx, uint32_t ordinal, void **ret_item, struct cairn
 {
     const struct publication *p = ctx;
     const struct manifest_layer *of = &p->manifest->layers[ordinal];
-    CLEANUP(opened_free_p) struct opened *o = calloc(1, sizeof(*o));
-    int code;
+    CLEANUP(blob_unref_p) struct blob *blob = NULL;
+    CLEANUP(opened_layer_free_p) struct opened_layer *o = NULL;
+    int code = blobs_get(p->disks->blobs, &of->digest, &blob, err);
 
-    if (!o)
-        return error_no_memory(err, "an opened layer");
-    code = blobs_get(p->disks->blobs, &of->digest, &o->blob, err);
     if (code != CAIRN_OK)
         return code;
-    if (o->blob->src->size != of->size)
+    if (blob->src->size != of->size)
         return error_set(err, CAIRN_E_CORRUPT,
                          "%s: the manifest says %" PRIu64 " bytes, the blob has %" PRIu64,
-                         o->blob->src->name, of->size, o->blob->src->size);
-    code = layer_open(o->blob->src, of->format, &o->layer, err);
+                         blob->src->name, of->size, blob->src->size);
+    code = opened_layer_new(steal_ptr(blob), of->format, &o, err);
     if (code != CAIRN_OK)
         return code;
     layer_preload(o->layer);
@@ -109,7 +86,7 @@ static int open_layer(void *ctx, uint32_t ordinal, void **ret_item, struct cairn
 static int publish_next(const struct publication *p, struct ahead *ahead,
                         const struct meta_chain *chain, uint32_t ordinal, struct cairn_error *err)
 {
-    CLEANUP(opened_free_p) struct opened *o = NULL;
+    CLEANUP(opened_layer_free_p) struct opened_layer *o = NULL;
     void *item;
     int code = ahead_take(ahead, &item, err);
 
@@ -127,7 +104,7 @@ static int publish_layers(struct disks *disks, const struct manifest *m,
                           const struct meta_chain *chain, uint32_t first, struct cairn_error *err)
 {
     struct publication p = {.disks = disks, .manifest = m};
-    const struct ahead_work work = {.make = open_layer, .free = opened_free, .ctx = &p};
+    const struct ahead_work work = {.make = open_layer, .free = opened_layer_free_item, .ctx = &p};
     CLEANUP(ahead_free_p) struct ahead *ahead = NULL;
     int code = ahead_new(&work, first, m->depth, &ahead, err);
 

@@ -22,6 +22,7 @@
 #include "cache.h"
 #include "checked.h"
 #include "metacache_tier.h"
+#include "opened_layer.h"
 #include "registry.h"
 
 /*
@@ -428,47 +429,18 @@ static int build_from(struct build *b, struct layer *layer, bool durable,
     return CAIRN_OK;
 }
 
-/* A layer, opened from the store. */
-struct opened {
-    struct blob *blob;
-    struct layer *layer;
-};
-
-static void opened_free(void *item)
-{
-    struct opened *o = item;
-
-    if (!o)
-        return;
-    layer_free(o->layer);
-    blob_unref(o->blob);
-    free(o);
-}
-
-static void opened_free_p(struct opened **o)
-{
-    opened_free(*o);
-}
-
-static int open_layer(const struct object_name *name, uint32_t ordinal, struct opened **ret_opened,
-                      struct cairn_error *err)
+static int open_layer(const struct object_name *name, uint32_t ordinal,
+                      struct opened_layer **ret_opened, struct cairn_error *err)
 {
     const struct manifest_layer *of = &name->chain->layers[ordinal];
-    CLEANUP(opened_free_p) struct opened *o = calloc(1, sizeof(*o));
+    struct blob *blob = NULL;
     char digest[DIGEST_STR_MAX];
-    int code;
+    int code = blob_open(name->s->store, &of->digest, &blob, err);
 
-    if (!o)
-        return error_no_memory(err, "an opened layer");
-    code = blob_open(name->s->store, &of->digest, &o->blob, err);
     if (code == CAIRN_E_NOT_FOUND)
         code = error_set(err, CAIRN_E_CORRUPT, "layer %s: the store has lost its blob",
                          digest_format(&of->digest, digest));
-    if (code == CAIRN_OK)
-        code = layer_open(o->blob->src, of->format, &o->layer, err);
-    if (code == CAIRN_OK)
-        *ret_opened = steal_ptr(o);
-    return code;
+    return code == CAIRN_OK ? opened_layer_new(blob, of->format, ret_opened, err) : code;
 }
 
 /* layer NULL: open it from the store. */
@@ -476,7 +448,7 @@ static int build_prefix(struct build *b, struct layer *layer, bool durable,
                         struct index_object **ret_object, struct cairn_error *err)
 {
     struct object_name name = {.s = b->s, .chain = b->chain};
-    CLEANUP(opened_free_p) struct opened *opened = NULL;
+    CLEANUP(opened_layer_free_p) struct opened_layer *opened = NULL;
     int code;
 
     if (layer)
@@ -546,7 +518,7 @@ static int fetch_build(void *arg, void **ret_value, struct cairn_error *err)
 
 static int open_ahead(void *ctx, uint32_t ordinal, void **ret_item, struct cairn_error *err)
 {
-    struct opened *opened = NULL;
+    struct opened_layer *opened = NULL;
     int code = open_layer(ctx, ordinal, &opened, err);
 
     if (code != CAIRN_OK)
@@ -561,7 +533,7 @@ static int open_ahead(void *ctx, uint32_t ordinal, void **ret_item, struct cairn
 static int build_next(struct ahead *ahead, struct object_name *at, void **ret_value,
                       struct cairn_error *err)
 {
-    CLEANUP(opened_free_p) struct opened *opened = NULL;
+    CLEANUP(opened_layer_free_p) struct opened_layer *opened = NULL;
     struct cache_key key = name_key(at);
     void *item = NULL;
 
@@ -575,7 +547,7 @@ static int build_next(struct ahead *ahead, struct object_name *at, void **ret_va
  * many at a time. */
 static int fetch_rebuild(void *arg, void **ret_value, struct cairn_error *err)
 {
-    const struct ahead_work work = {.make = open_ahead, .free = opened_free, .ctx = arg};
+    const struct ahead_work work = {.make = open_ahead, .free = opened_layer_free_item, .ctx = arg};
     const struct object_name *name = arg;
     CLEANUP(ahead_free_p) struct ahead *ahead = NULL;
     struct object_name at = *name;
