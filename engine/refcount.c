@@ -85,10 +85,15 @@ static int reach_pages(struct refcounts *r, uint64_t nr_clusters, struct cairn_e
     return CAIRN_OK;
 }
 
+/*
+ * nr_known is the sum of the counts that are known, whatever the blocks say: where two entries of
+ * the table name one block, clusters go and come in one page that another was counted in.
+ */
 static void add_free(struct refcounts *r, uint64_t page_nr, unsigned nr)
 {
     if (r->nr_free[page_nr] == FREE_UNKNOWN)
         return;
+    nr = (unsigned)min_u64(nr, PAGE_COUNTS - r->nr_free[page_nr]);
     r->nr_free[page_nr] = (uint16_t)(r->nr_free[page_nr] + nr);
     r->nr_known += nr;
     r->lowest_free = min_u64(r->lowest_free, page_nr);
@@ -98,6 +103,7 @@ static void sub_free(struct refcounts *r, uint64_t page_nr, unsigned nr)
 {
     if (r->nr_free[page_nr] == FREE_UNKNOWN)
         return;
+    nr = (unsigned)min_u64(nr, r->nr_free[page_nr]);
     r->nr_free[page_nr] = (uint16_t)(r->nr_free[page_nr] - nr);
     r->nr_known -= nr;
 }
