@@ -18,7 +18,7 @@ packages_build=(
 packages_tour=(qemu-utils nbdkit e2fsprogs)
 packages_test=(
     python3 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin fio skopeo curl
-    e2fsprogs busybox-static strace
+    e2fsprogs busybox-static strace redis-server
 )
 packages_bench=(python3 qemu-utils nbdkit libnbd-bin fio time 'nginx-light|nginx-core|nginx-full|nginx')
 
