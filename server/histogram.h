@@ -8,7 +8,6 @@
 
 #include <stdatomic.h>
 #include <stdint.h>
-#include <time.h>
 
 #define HISTOGRAM_CLASSES 14
 
@@ -20,14 +19,6 @@ struct histogram {
     atomic_uint_fast64_t counts[HISTOGRAM_CLASSES]; /* of each class by itself */
     atomic_uint_fast64_t sum_us;
 };
-
-static inline uint64_t histogram_now_us(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
 
 static inline void histogram_add(struct histogram *h, uint64_t us)
 {

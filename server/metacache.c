@@ -13,6 +13,7 @@
 
 #include "cache.h"
 #include "checked.h"
+#include "clock.h"
 #include "metacache_tier.h"
 
 #define NR_TIERS_MAX 4
@@ -93,7 +94,7 @@ struct look_up {
 static int tier_get(struct tier *tier, const struct look_up *look, void **ret_value,
                     struct cairn_error *err)
 {
-    uint64_t began_us = histogram_now_us();
+    uint64_t began_us = clock_now_us();
     struct index_slice *slice;
     struct index_l1 *l1;
     int code;
@@ -108,7 +109,7 @@ static int tier_get(struct tier *tier, const struct look_up *look, void **ret_va
         if (code == CAIRN_OK)
             *ret_value = l1;
     }
-    histogram_add(&tier->latency, histogram_now_us() - began_us);
+    histogram_add(&tier->latency, clock_now_us() - began_us);
     if (code == CAIRN_OK) {
         atomic_fetch_add(&tier->hits, 1);
     } else {

@@ -20,6 +20,7 @@
 #include <xxhash.h>
 
 #include "bytes.h"
+#include "clock.h"
 #include "metacache_tier.h"
 #include "redis.h"
 
@@ -326,13 +327,13 @@ static bool redis_begin_build(void *ctx, const struct meta_chain *chain, uint32_
 {
     struct redis_tier *t = ctx;
     char key[REDIS_KEY_MAX];
-    uint64_t until_us = histogram_now_us() + (uint64_t)patience_ms * 1000;
+    uint64_t until_us = clock_now_us() + (uint64_t)patience_ms * 1000;
 
     lock_key(chain, ordinal, key);
     for (bool first = true;; first = false) {
         if (redis_lock(t->redis, key, LOCK_MS))
             return first;
-        if (histogram_now_us() >= until_us)
+        if (clock_now_us() >= until_us)
             return true;
         nanosleep(&(struct timespec){.tv_nsec = LOCK_POLL_MS * 1000000}, NULL);
     }

@@ -15,6 +15,7 @@
 #include <xxhash.h>
 
 #include "checked.h"
+#include "clock.h"
 #include "quote.h"
 #include "redis_internal.h"
 
@@ -270,7 +271,7 @@ static bool run_call(const struct call *call, const struct command *command,
     uint64_t began_us;
     bool good = true;
 
-    if (redis_now_us() >= call->until_us)
+    if (clock_now_us() >= call->until_us)
         return false;
     c = redis_node_take(node, &began_us);
     if (!c)
@@ -291,7 +292,7 @@ static bool run_call(const struct call *call, const struct command *command,
 static bool run_command(struct redis *r, const struct command *command, struct redis_item *items,
                         size_t nr, uint64_t deadline_us)
 {
-    uint64_t until_us = redis_now_us() + deadline_us;
+    uint64_t until_us = clock_now_us() + deadline_us;
     bool good = true;
 
     for (unsigned n = 0; n < r->nr_nodes; n++) {

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "clock.h"
 #include "quote.h"
 #include "redis_internal.h"
 
@@ -25,14 +26,6 @@
 struct redis_conn {
     redisContext *context;
 };
-
-uint64_t redis_now_us(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
 
 /* -- Addresses -------------------------------------------------------------------------------- */
 
@@ -193,7 +186,7 @@ static bool wait_for(struct redis_conn *c, bool to_write, uint64_t until_us)
     struct pollfd fd = {.fd = c->context->fd, .events = (short)(POLLIN | (to_write ? POLLOUT : 0))};
 
     for (;;) {
-        uint64_t now = redis_now_us();
+        uint64_t now = clock_now_us();
         struct timespec left;
         int n;
 

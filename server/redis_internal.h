@@ -25,9 +25,6 @@ struct redis_address {
 int redis_address_parse(const char *text, size_t len, struct redis_address *ret_address,
                         struct cairn_error *err);
 
-/* Microseconds of a clock that only goes forwards. */
-uint64_t redis_now_us(void);
-
 /* A reply that is of use; everything else that Redis can say fails the connection, or is NONE. */
 enum redis_answer_kind {
     ANSWER_NONE, /* nil, an error, a number */

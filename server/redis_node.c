@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "checked.h"
+#include "clock.h"
 #include "redis_internal.h"
 
 #define FAILURES_MAX   5u
@@ -66,7 +67,7 @@ static bool ask_sentinel(const struct redis_address *sentinel, const char *maste
     struct redis_answer a = {0};
     char text[300];
     bool good = c && redis_conn_add(c, 3, argv, lens) &&
-                redis_conn_exchange(c, &a, 1, redis_now_us() + SENTINEL_US) &&
+                redis_conn_exchange(c, &a, 1, clock_now_us() + SENTINEL_US) &&
                 a.kind == ANSWER_PAIR && a.text[0] && a.text[1] && a.len[0] < 256 && a.len[1] < 8;
 
     if (good) {
@@ -148,7 +149,7 @@ struct redis_conn *redis_node_take(struct redis_node *node, uint64_t *ret_began_
     struct redis_address address;
     struct redis_conn *c = NULL;
 
-    *ret_began_us = redis_now_us();
+    *ret_began_us = clock_now_us();
     pthread_mutex_lock(&node->lock);
     if (!node->known || !pass_breaker_locked(node, *ret_began_us)) {
         pthread_mutex_unlock(&node->lock);
@@ -175,7 +176,7 @@ static void count_failure_locked(struct redis_node *node, uint64_t began_us)
         return;
     node->backoff_us =
         node->backoff_us ? min_u64(2 * node->backoff_us, BACKOFF_MAX_US) : BACKOFF_MIN_US;
-    node->opened_us = redis_now_us();
+    node->opened_us = clock_now_us();
     node->retry_us = node->opened_us + node->backoff_us;
     atomic_fetch_add_explicit(&node->opened, 1, memory_order_relaxed);
 }
@@ -194,7 +195,7 @@ void redis_node_give(struct redis_node *node, struct redis_conn *c, bool good, u
     pthread_mutex_unlock(&node->lock);
     redis_conn_close(c);
     if (good)
-        atomic_fetch_add_explicit(&node->latency_us, redis_now_us() - began_us,
+        atomic_fetch_add_explicit(&node->latency_us, clock_now_us() - began_us,
                                   memory_order_relaxed);
     else
         atomic_fetch_add_explicit(&node->nr_failures, 1, memory_order_relaxed);

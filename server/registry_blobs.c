@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "blobs.h"
+#include "clock.h"
 #include "histogram.h"
 
 #define SHOWN_FOR_US (10 * UINT64_C(1000000))
@@ -139,7 +140,7 @@ static int fetch_shown(void *arg, void **ret_value, struct cairn_error *err)
                          name->repo);
     if (r)
         return r;
-    shown->until_us = histogram_now_us() + SHOWN_FOR_US;
+    shown->until_us = clock_now_us() + SHOWN_FOR_US;
     *ret_value = steal_ptr(shown);
     return CAIRN_OK;
 }
@@ -171,7 +172,7 @@ static int open_blob(const struct registry_call *call, const struct digest *d,
     void *value;
     int r;
 
-    forget_shown(cache, &key, histogram_now_us());
+    forget_shown(cache, &key, clock_now_us());
     r = cache_get(cache, &key, fetch_shown, &name, &value, err);
     if (r)
         return r;

@@ -5,6 +5,7 @@
  * relative path without surprises, whatever a request said.  What passes is counted here, for all
  * backends alike.
  */
+#include "clock.h"
 #include "store_backend.h"
 
 #include <errno.h>
@@ -135,7 +136,7 @@ bool store_is_far(const struct store *store)
 int store_put(struct store *store, const char *key, const void *buf, size_t len,
               enum store_put_mode mode, struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_key(key, err);
 
     if (r)
@@ -148,7 +149,7 @@ int store_put(struct store *store, const char *key, const void *buf, size_t len,
 
 int store_head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_key(key, err);
 
     return r ? r
@@ -158,7 +159,7 @@ int store_head(struct store *store, const char *key, uint64_t *ret_size, struct 
 int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf, size_t *ret_len,
               struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_key(key, err);
 
     if (r)
@@ -172,7 +173,7 @@ int store_get(struct store *store, const char *key, size_t max_len, void **ret_b
 int store_open_source(struct store *store, const char *key, struct source **ret_src,
                       struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     struct source *src = NULL;
     int r = check_key(key, err);
 
@@ -185,7 +186,7 @@ int store_open_source(struct store *store, const char *key, struct source **ret_
 int store_open_fd(struct store *store, const char *key, int *ret_fd, uint64_t *ret_size,
                   struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_key(key, err);
 
     if (r)
@@ -210,7 +211,7 @@ int store_fd_source(struct store *store, const char *key, int fd, const char *na
 
 int store_delete(struct store *store, const char *key, struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_key(key, err);
 
     return r ? r : called(store, STORE_CALL_DELETE, since, store->ops->delete (store, key, err));
@@ -219,7 +220,7 @@ int store_delete(struct store *store, const char *key, struct cairn_error *err)
 int store_list(struct store *store, const char *prefix, const char *after, store_list_fn fn,
                void *arg, struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_prefix(prefix, err);
 
     if (r)
@@ -231,7 +232,7 @@ int store_list(struct store *store, const char *prefix, const char *after, store
 int store_cas(struct store *store, const char *key, const char *old_value, const char *new_value,
               struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_key(key, err);
 
     if (!r)
@@ -254,7 +255,7 @@ static int upload_called(struct store *store, uint64_t since_us, int code)
 int store_upload_new(struct store *store, const char *owner, char ret_id[STORE_UPLOAD_ID_MAX],
                      struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r;
 
     if (strlen(owner) > STORE_NAME_MAX)
@@ -266,7 +267,7 @@ int store_upload_new(struct store *store, const char *owner, char ret_id[STORE_U
 int store_upload_size(struct store *store, const char *id, const char *owner, uint64_t *ret_size,
                       struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_id(id, err);
 
     if (r)
@@ -277,7 +278,7 @@ int store_upload_size(struct store *store, const char *id, const char *owner, ui
 int store_upload_append(struct store *store, const char *id, uint64_t off, const void *buf,
                         size_t len, struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_id(id, err);
 
     if (r)
@@ -291,7 +292,7 @@ int store_upload_append(struct store *store, const char *id, uint64_t off, const
 int store_upload_read(struct store *store, const char *id, void *buf, size_t len, uint64_t off,
                       struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_id(id, err);
 
     if (r)
@@ -305,7 +306,7 @@ int store_upload_read(struct store *store, const char *id, void *buf, size_t len
 int store_upload_commit(struct store *store, const char *id, uint64_t size, const char *key,
                         struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_id(id, err);
 
     if (!r)
@@ -317,7 +318,7 @@ int store_upload_commit(struct store *store, const char *id, uint64_t size, cons
 
 int store_upload_abort(struct store *store, const char *id, struct cairn_error *err)
 {
-    uint64_t since = histogram_now_us();
+    uint64_t since = clock_now_us();
     int r = check_id(id, err);
 
     return r ? r : upload_called(store, since, store->ops->upload_abort(store, id, err));

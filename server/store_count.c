@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "clock.h"
 #include "metrics.h"
 
 static const char *const call_names[NR_STORE_CALLS] = {
@@ -40,7 +41,7 @@ static bool is_failure(int code)
 
 int store_count_call(struct store_counts *counts, enum store_call call, uint64_t since_us, int code)
 {
-    histogram_add(&counts->latency[call], histogram_now_us() - since_us);
+    histogram_add(&counts->latency[call], clock_now_us() - since_us);
     if (is_failure(code))
         atomic_fetch_add_explicit(&counts->failures[call], 1, memory_order_relaxed);
     return code;
@@ -69,7 +70,7 @@ static int counted_pread(struct source *src, void *buf, size_t len, uint64_t off
                          struct cairn_error *err)
 {
     const struct counted_source *counted = (const struct counted_source *)src;
-    uint64_t since_us = histogram_now_us();
+    uint64_t since_us = clock_now_us();
     int code = source_pread(counted->inner, buf, len, off, err);
 
     if (code == CAIRN_OK)

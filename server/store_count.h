@@ -39,7 +39,7 @@ struct store_counts {
     atomic_uint_fast64_t written_bytes;
 };
 
-/* A call that began at since_us (histogram_now_us) gave code, which is returned. */
+/* A call that began at since_us (clock_now_us) gave code, which is returned. */
 int store_count_call(struct store_counts *counts, enum store_call call, uint64_t since_us,
                      int code);
 void store_count_read(struct store_counts *counts, enum store_objects objects, uint64_t len);

@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "redis_internal.h"
 
 #define SECOND_US ((uint64_t)1000 * 1000)
@@ -127,7 +128,7 @@ static bool ask(struct redis_conn *c, struct redis_answer *answers, size_t nr, u
 
     for (size_t i = 0; i < nr; i++)
         assert_true(redis_conn_add(c, 2, argv, lens));
-    return redis_conn_exchange(c, answers, nr, redis_now_us() + for_us);
+    return redis_conn_exchange(c, answers, nr, clock_now_us() + for_us);
 }
 
 static void release(struct redis_answer *answers, size_t nr)
@@ -184,11 +185,11 @@ static void a_slow_drip_ends_at_the_deadline(void **state)
                                   .at_a_time = 1,
                                   .pause_ms = 10,
                                   .times = 10};
-    uint64_t began_us = redis_now_us();
+    uint64_t began_us = clock_now_us();
 
     (void)state;
     assert_false(try(&script, 1, SECOND_US / 10));
-    assert_true(redis_now_us() - began_us < 5 * SECOND_US);
+    assert_true(clock_now_us() - began_us < 5 * SECOND_US);
 }
 
 static void what_came_in_time_is_of_use(void **state)
@@ -211,11 +212,11 @@ static void what_came_in_time_is_of_use(void **state)
 static void a_peer_that_hangs_up_fails(void **state)
 {
     const struct script script = {.says = "$1\r\n", .pause_ms = 50, .hangs_up = true};
-    uint64_t began_us = redis_now_us();
+    uint64_t began_us = clock_now_us();
 
     (void)state;
     assert_false(try(&script, 1, LONG_US));
-    assert_true(redis_now_us() - began_us < LONG_US / 2);
+    assert_true(clock_now_us() - began_us < LONG_US / 2);
 }
 
 /* Taken for an answer to the next question, it would be wrong for ever after. */
@@ -284,7 +285,7 @@ static void a_pair_is_an_answer(void **state)
 /* Long before the deadline: what is too much is not waited for. */
 static void values_are_bounded(void **state)
 {
-    uint64_t began_us = redis_now_us();
+    uint64_t began_us = clock_now_us();
 
     (void)state;
     assert_false(
@@ -292,7 +293,7 @@ static void values_are_bounded(void **state)
     /* Each by itself, with two bytes for the end of its line, would do. */
     assert_false(try(&(struct script){.says = "$20971520\r\n", .filler = 20 * MIB + 2, .times = 3},
                      3, LONG_US));
-    assert_true(redis_now_us() - began_us < LONG_US);
+    assert_true(clock_now_us() - began_us < LONG_US);
 }
 
 /* -- The breaker ------------------------------------------------------------------------------ */
@@ -350,7 +351,7 @@ static void an_open_breaker_lets_one_through_at_a_time(void **state)
     while (!(c = redis_node_take(&node, &began_us)))
         usleep(1000);
     assert_null(redis_node_take(&node, &began_us));
-    redis_node_give(&node, c, false, redis_now_us());
+    redis_node_give(&node, c, false, clock_now_us());
     assert_int_equal(node.opened, 2);
     assert_int_equal(node.backoff_us, 2 * backoff_us);
     while (!(c = redis_node_take(&node, &began_us)))
