@@ -2,6 +2,7 @@
 /*
  * The metadata cache and Redis in /metrics.  Tier "memory" is the cache itself.
  */
+#include <stddef.h>
 #include <stdio.h>
 
 #include "metacache.h"
@@ -29,8 +30,7 @@ static void write_lower(struct metrics *m, const struct tiers *t, size_t field)
     char labels[LABELS_MAX];
 
     for (unsigned i = 0; i < t->nr; i++)
-        metrics_value(m, tier_label(&t->lower[i], labels),
-                      *(const uint64_t *)(const void *)((const char *)&t->lower[i] + field));
+        metrics_value(m, tier_label(&t->lower[i], labels), metrics_field(&t->lower[i], field));
 }
 
 static void write_tiers(struct metrics *m, const struct tiers *t)
@@ -58,28 +58,38 @@ static void write_tiers(struct metrics *m, const struct tiers *t)
         metrics_histogram(m, tier_label(&t->lower[i], labels), t->lower[i].latency);
 }
 
-static void write_memory(struct metrics *m, const struct metacache_stats *s)
-{
-    metrics_family(m, "cairn_meta_cache_fills_total", "counter",
-                   "Values that came from a tier below memory.");
-    metrics_value(m, NULL, s->fills);
-    metrics_family(m, "cairn_meta_cache_waits_total", "counter",
-                   "Misses that waited for somebody else's look-up.");
-    metrics_value(m, NULL, s->waits);
-    metrics_family(m, "cairn_meta_cache_evictions_total", "counter",
-                   "Values that made room for others.");
-    metrics_value(m, NULL, s->evictions);
-    metrics_family(m, "cairn_meta_cache_bytes", "gauge", "Memory that L1s and L2 slices take.");
-    metrics_value(m, NULL, s->bytes);
-    metrics_family(m, "cairn_meta_cache_entries", "gauge", "L1s and L2 slices in memory.");
-    metrics_value(m, NULL, s->entries);
-    metrics_family(m, "cairn_index_builds_total", "counter",
-                   "Prefixes of chains whose index was built from their layer's tables.");
-    metrics_value(m, NULL, s->builds);
-    metrics_family(m, "cairn_index_write_failures_total", "counter",
-                   "Index objects that could not be stored.");
-    metrics_value(m, NULL, s->write_failures);
-}
+#define MEMORY(field) offsetof(struct metacache_stats, field)
+static const struct metrics_row memory_rows[] = {
+    {"cairn_meta_cache_fills_total", "counter", "Values that came from a tier below memory.",
+     MEMORY(fills)},
+    {"cairn_meta_cache_waits_total", "counter", "Misses that waited for somebody else's look-up.",
+     MEMORY(waits)},
+    {"cairn_meta_cache_evictions_total", "counter", "Values that made room for others.",
+     MEMORY(evictions)},
+    {"cairn_meta_cache_bytes", "gauge", "Memory that L1s and L2 slices take.", MEMORY(bytes)},
+    {"cairn_meta_cache_entries", "gauge", "L1s and L2 slices in memory.", MEMORY(entries)},
+    {"cairn_index_builds_total", "counter",
+     "Prefixes of chains whose index was built from their layer's tables.", MEMORY(builds)},
+    {"cairn_index_write_failures_total", "counter", "Index objects that could not be stored.",
+     MEMORY(write_failures)},
+};
+
+#define REDIS(field) offsetof(struct redis_stats, field)
+static const struct metrics_row redis_rows[] = {
+    {"cairn_redis_calls_total", "counter", "Round trips to Redis.", REDIS(calls)},
+    {"cairn_redis_failures_total", "counter",
+     "Round trips that got no answer in time, or one that is none.", REDIS(failures)},
+    {"cairn_redis_refused_total", "counter",
+     "Calls that were not made because a node's breaker was open, or the node not found yet.",
+     REDIS(refused)},
+    {"cairn_redis_breaker_opened_total", "counter",
+     "Times that a node was left alone after failures.", REDIS(opened)},
+    {"cairn_redis_read_bytes_total", "counter", "Bytes of values read.", REDIS(read_bytes)},
+    {"cairn_redis_written_bytes_total", "counter", "Bytes of values written.",
+     REDIS(written_bytes)},
+    {"cairn_redis_rejected_puts_total", "counter",
+     "Values that Redis would not take, because it is full for instance.", REDIS(rejected)},
+};
 
 void metacache_write_metrics(struct metacache *cache, struct metrics *m)
 {
@@ -89,7 +99,7 @@ void metacache_write_metrics(struct metacache *cache, struct metrics *m)
     while (t.nr < TIERS_MAX && metacache_get_tier_stats(cache, t.nr, &t.lower[t.nr]))
         t.nr++;
     write_tiers(m, &t);
-    write_memory(m, &t.memory);
+    metrics_rows(m, memory_rows, sizeof(memory_rows) / sizeof(memory_rows[0]), &t.memory);
 }
 
 void redis_write_metrics(void *redis, struct metrics *m)
@@ -97,25 +107,7 @@ void redis_write_metrics(void *redis, struct metrics *m)
     struct redis_stats s;
 
     redis_get_stats(redis, &s);
-    metrics_family(m, "cairn_redis_calls_total", "counter", "Round trips to Redis.");
-    metrics_value(m, NULL, s.calls);
-    metrics_family(m, "cairn_redis_failures_total", "counter",
-                   "Round trips that got no answer in time, or one that is none.");
-    metrics_value(m, NULL, s.failures);
-    metrics_family(m, "cairn_redis_refused_total", "counter",
-                   "Calls that were not made because a node's breaker was open, or the node not "
-                   "found yet.");
-    metrics_value(m, NULL, s.refused);
-    metrics_family(m, "cairn_redis_breaker_opened_total", "counter",
-                   "Times that a node was left alone after failures.");
-    metrics_value(m, NULL, s.opened);
-    metrics_family(m, "cairn_redis_read_bytes_total", "counter", "Bytes of values read.");
-    metrics_value(m, NULL, s.read_bytes);
-    metrics_family(m, "cairn_redis_written_bytes_total", "counter", "Bytes of values written.");
-    metrics_value(m, NULL, s.written_bytes);
-    metrics_family(m, "cairn_redis_rejected_puts_total", "counter",
-                   "Values that Redis would not take, because it is full for instance.");
-    metrics_value(m, NULL, s.rejected);
+    metrics_rows(m, redis_rows, sizeof(redis_rows) / sizeof(redis_rows[0]), &s);
     metrics_family(m, "cairn_redis_call_seconds_total", "counter",
                    "Time of the round trips that succeeded.");
     metrics_seconds(m, NULL, s.latency_us);

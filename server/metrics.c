@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define METRICS_TYPE "text/plain; version=0.0.4; charset=utf-8"
 
@@ -46,6 +47,22 @@ void metrics_seconds(struct metrics *m, const char *labels, uint64_t us)
     fputc(' ', m->out);
     print_seconds(m, us);
     fputc('\n', m->out);
+}
+
+uint64_t metrics_field(const void *figures, size_t field)
+{
+    uint64_t value;
+
+    memcpy(&value, (const char *)figures + field, sizeof(value));
+    return value;
+}
+
+void metrics_rows(struct metrics *m, const struct metrics_row *rows, size_t nr, const void *figures)
+{
+    for (const struct metrics_row *row = rows; row < rows + nr; row++) {
+        metrics_family(m, row->name, row->type, row->help);
+        metrics_value(m, NULL, metrics_field(figures, row->field));
+    }
 }
 
 void metrics_histogram(struct metrics *m, const char *labels, const struct histogram *h)

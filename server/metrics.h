@@ -20,6 +20,15 @@ void metrics_value(struct metrics *m, const char *labels, uint64_t value);
 void metrics_seconds(struct metrics *m, const char *labels, uint64_t us);
 void metrics_histogram(struct metrics *m, const char *labels, const struct histogram *h);
 
+/* A family of one value without labels: a uint64_t of a struct of figures, by its offset. */
+struct metrics_row {
+    const char *name, *type, *help;
+    size_t field;
+};
+void metrics_rows(struct metrics *m, const struct metrics_row *rows, size_t nr,
+                  const void *figures);
+uint64_t metrics_field(const void *figures, size_t field);
+
 struct metrics_source {
     void (*write)(void *ctx, struct metrics *m);
     void *ctx;
