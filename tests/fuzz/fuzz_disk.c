@@ -3,6 +3,7 @@
 #include "fuzz_disk.h"
 
 #include "fuzz_image.h"
+#include "qcow2_image.h"
 
 static int keep_slice(void *arg, uint32_t slice_nr, struct index_slice *slice,
                       struct cairn_error *err)
@@ -82,4 +83,22 @@ bool fuzz_disk_read(struct fuzz_disk *disk, uint8_t *buf, size_t len, uint64_t g
         guest_off += e.len;
     }
     return true;
+}
+
+void fuzz_list(struct source *src)
+{
+    CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
+    const struct qcow2_snapshot *snapshots;
+    const struct qcow2_bitmap *bitmaps;
+    struct cairn_error err;
+    uint32_t nr;
+
+    if (qcow2_image_open(src, QCOW2_OPEN_INFO, &image, &err) != CAIRN_OK)
+        return;
+    if (qcow2_image_snapshots(image, &snapshots, &nr, &err) == CAIRN_OK)
+        for (uint32_t i = 0; i < nr; i++)
+            FUZZ_CHECK(snapshots[i].id && snapshots[i].name);
+    if (qcow2_image_bitmaps(image, &bitmaps, &nr, &err) == CAIRN_OK)
+        for (uint32_t i = 0; i < nr; i++)
+            FUZZ_CHECK(bitmaps[i].name);
 }

@@ -12,6 +12,9 @@
 #define FUZZ_SLICES 4
 #define FUZZ_REACH  (FUZZ_SLICES * INDEX_SLICE_SIZE) /* guest bytes that can be read */
 
+/* Whatever an image lists: snapshots, bitmaps. */
+void fuzz_list(struct source *src);
+
 struct fuzz_disk {
     struct source *src;
     struct layer *layer; /* borrowed, as src is */

@@ -19,26 +19,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define SNAPSHOTS_MAX 2
 #define BITMAPS_MAX   2
 
-/* -- Lists ------------------------------------------------------------------------------------- */
-
-static void list_everything(struct source *src)
-{
-    CLEANUP(qcow2_image_free_p) struct qcow2_image *image = NULL;
-    const struct qcow2_snapshot *snapshots;
-    const struct qcow2_bitmap *bitmaps;
-    struct cairn_error err;
-    uint32_t nr;
-
-    if (qcow2_image_open(src, QCOW2_OPEN_INFO, &image, &err) != CAIRN_OK)
-        return;
-    if (qcow2_image_snapshots(image, &snapshots, &nr, &err) == CAIRN_OK)
-        for (uint32_t i = 0; i < nr; i++)
-            FUZZ_CHECK(snapshots[i].id && snapshots[i].name);
-    if (qcow2_image_bitmaps(image, &bitmaps, &nr, &err) == CAIRN_OK)
-        for (uint32_t i = 0; i < nr; i++)
-            FUZZ_CHECK(bitmaps[i].name);
-}
-
 /* -- Content ----------------------------------------------------------------------------------- */
 
 struct reading {
@@ -162,7 +142,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     {
         CLEANUP(source_free_p) struct source *src = fuzz_image_source();
 
-        list_everything(src);
+        fuzz_list(src);
         read_disks(src);
         read_bitmaps(src);
     }

@@ -4,7 +4,6 @@ into them."""
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -122,7 +121,3 @@ class Impostor:
         self.listener.close()
         for connection in self.open:
             connection.close()
-
-
-def is_installed():
-    return shutil.which("redis-server") is not None

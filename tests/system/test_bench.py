@@ -3,10 +3,8 @@
 """Benches run, and what they print makes sense; how fast anything is, is not asked here."""
 
 import sys
-import unittest
 import xml.etree.ElementTree
 
-import redis
 from cairntest import BUILD, Case, ROOT, main, run
 
 
@@ -33,7 +31,6 @@ class Benches(Case):
                     self.assertGreater(measured[what], 0)
             self.assertGreater(min(warm["residentBytes"], qemu["residentBytes"]), 1 << 20)
 
-    @unittest.skipUnless(redis.is_installed(), "no redis-server")
     def test_fleet(self):
         """Clients that start the same disk at the same time fetch each byte once.  The bench itself
         fails on a wrong byte, and if a server that starts cold reads tables."""
