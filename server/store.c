@@ -245,6 +245,38 @@ int store_cas(struct store *store, const char *key, const char *old_value, const
                   store->ops->cas(store, key, old_value, new_value, err));
 }
 
+/* -- Locks --------------------------------------------------------------------------------- */
+
+static int check_lock_name(const char *name, struct cairn_error *err)
+{
+    size_t len = strlen(name);
+
+    if (len <= STORE_LOCK_MAX && store_valid_name(name, len))
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_USAGE, "'%.64s' is not a name of a lock", name);
+}
+
+int store_lock(struct store *store, const char *name, struct store_lock **ret_lock,
+               struct cairn_error *err)
+{
+    int r = check_lock_name(name, err);
+
+    return r ? r : store->ops->lock(store, name, ret_lock, err);
+}
+
+void store_unlock(struct store_lock *lock)
+{
+    if (lock)
+        lock->unlock(lock);
+}
+
+int store_lock_held(struct store *store, const char *name, bool *ret_held, struct cairn_error *err)
+{
+    int r = check_lock_name(name, err);
+
+    return r ? r : store->ops->lock_held(store, name, ret_held, err);
+}
+
 /* -- Uploads ------------------------------------------------------------------------------- */
 
 static int upload_called(struct store *store, uint64_t since_us, int code)

@@ -69,6 +69,19 @@ int store_cas(struct store *store, const char *key, const char *old_value, const
               struct cairn_error *err);
 
 /*
+ * An exclusive lock among all servers of the store, which ends with store_unlock or with the
+ * process that holds it, however that ends.  Names are like components of keys, of at most 64
+ * bytes.  store_lock does not wait: CAIRN_E_CONFLICT if somebody has the lock, in this process too.
+ */
+struct store_lock;
+int store_lock(struct store *store, const char *name, struct store_lock **ret_lock,
+               struct cairn_error *err);
+void store_unlock(struct store_lock *lock);
+CLEANUP_DEFINE(struct store_lock *, store_unlock)
+/* Does anybody have it?  Asking takes nothing, and is in nobody's way. */
+int store_lock_held(struct store *store, const char *name, bool *ret_held, struct cairn_error *err);
+
+/*
  * -- Uploads: bytes that arrive in pieces and become an object in the end ----------------------
  *
  * One upload may be touched by several servers at once: calls that change it take turns.  Appends

@@ -13,6 +13,7 @@
 #define STORE_NAME_MAX  255
 #define STORE_VALUE_MAX 4096 /* of a key that store_cas changes */
 #define STORE_ID_LEN    32   /* hex digits of an upload's ID: 128 random bits */
+#define STORE_LOCK_MAX  64   /* bytes of a lock's name */
 
 struct store_ops {
     void (*close)(struct store *store);
@@ -30,6 +31,10 @@ struct store_ops {
                 void *arg, struct cairn_error *err);
     int (*cas)(struct store *store, const char *key, const char *old_value, const char *new_value,
                struct cairn_error *err);
+    int (*lock)(struct store *store, const char *name, struct store_lock **ret_lock,
+                struct cairn_error *err);
+    int (*lock_held)(struct store *store, const char *name, bool *ret_held,
+                     struct cairn_error *err);
     int (*upload_new)(struct store *store, const char *owner, const char *id,
                       struct cairn_error *err);
     int (*upload_size)(struct store *store, const char *id, const char *owner, uint64_t *ret_size,
@@ -48,6 +53,11 @@ struct store {
     const struct store_ops *ops;
     bool far;
     struct store_counts counts; /* store.c counts; zeros at first */
+};
+
+/* The same for a lock that is held. */
+struct store_lock {
+    void (*unlock)(struct store_lock *lock);
 };
 
 int store_fs_open(const char *dir, struct store **ret_store, struct cairn_error *err);

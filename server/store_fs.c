@@ -7,6 +7,7 @@
  *   tmp/                   files being written; what a crash leaves is removed an hour later
  *   locks/<2 hex>          one lock file for each 256th of the keys that compare-and-set changes
  *   locks/folders          held while folders are made
+ *   locks/<name>.lock      what store_lock holds
  *
  * Writing: to a temporary name, fsync, move to the key's path without replacing, fsync the folder.
  * A folder that is missing is made and its parent synced under a lock, and whoever put a file into
@@ -520,6 +521,69 @@ static int cas(struct store *store, const char *key, const char *old_value, cons
     return old_value ? delete_object(store, key, err) : CAIRN_OK;
 }
 
+/* -- Locks that are held for long ----------------------------------------------------------- */
+
+/* Record locks of the open file, not flock: they can be asked for without being taken. */
+struct fs_lock {
+    struct store_lock lock; /* first: unlock gets it */
+    int fd;
+};
+
+static int open_lock(const struct store_fs *fs, const char *name, int *ret_fd,
+                     struct cairn_error *err)
+{
+    char path[sizeof("locks/.lock") + STORE_LOCK_MAX];
+
+    snprintf(path, sizeof(path), "locks/%s.lock", name);
+    *ret_fd = openat(fs->root, path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0640);
+    return *ret_fd >= 0 ? CAIRN_OK : error_set_errno(err, errno, "cannot open %s", path);
+}
+
+static void unlock(struct store_lock *lock)
+{
+    struct fs_lock *l = (struct fs_lock *)lock;
+
+    close(l->fd);
+    free(l);
+}
+
+static int lock(struct store *store, const char *name, struct store_lock **ret_lock,
+                struct cairn_error *err)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    struct fs_lock *l;
+    CLEANUP_CLOSE int fd = -1;
+    int r = open_lock(store_fs_of(store), name, &fd, err);
+
+    if (r)
+        return r;
+    if (fcntl(fd, F_OFD_SETLK, &whole) != 0) {
+        if (errno == EAGAIN || errno == EACCES)
+            return error_set(err, CAIRN_E_CONFLICT, "somebody else has the lock %s", name);
+        return error_set_errno(err, errno, "cannot take the lock %s", name);
+    }
+    l = malloc(sizeof(*l));
+    if (!l)
+        return error_no_memory(err, "a lock");
+    *l = (struct fs_lock){.lock = {.unlock = unlock}, .fd = steal_fd(&fd)};
+    *ret_lock = &l->lock;
+    return CAIRN_OK;
+}
+
+static int lock_held(struct store *store, const char *name, bool *ret_held, struct cairn_error *err)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    CLEANUP_CLOSE int fd = -1;
+    int r = open_lock(store_fs_of(store), name, &fd, err);
+
+    if (r)
+        return r;
+    if (fcntl(fd, F_OFD_GETLK, &whole) != 0)
+        return error_set_errno(err, errno, "cannot ask for the lock %s", name);
+    *ret_held = whole.l_type != F_UNLCK;
+    return CAIRN_OK;
+}
+
 /* -- Opening ------------------------------------------------------------------------------ */
 
 /* Temporaries that a crash left; younger ones may be another process's. */
@@ -592,6 +656,8 @@ static const struct store_ops fs_ops = {
     .delete = delete_object,
     .list = list,
     .cas = cas,
+    .lock = lock,
+    .lock_held = lock_held,
     .upload_new = store_fs_upload_new,
     .upload_size = store_fs_upload_size,
     .upload_append = store_fs_upload_append,

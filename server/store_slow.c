@@ -85,6 +85,21 @@ static int cas(struct store *store, const char *key, const char *old_value, cons
     return inner->ops->cas(inner, key, old_value, new_value, err);
 }
 
+static int lock(struct store *store, const char *name, struct store_lock **ret_lock,
+                struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->lock(inner, name, ret_lock, err);
+}
+
+static int lock_held(struct store *store, const char *name, bool *ret_held, struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->lock_held(inner, name, ret_held, err);
+}
+
 /* -- Sources ---------------------------------------------------------------------------------- */
 
 struct slow_source {
@@ -211,6 +226,8 @@ static const struct store_ops slow_ops = {
     .delete = delete_object,
     .list = list,
     .cas = cas,
+    .lock = lock,
+    .lock_held = lock_held,
     .upload_new = upload_new,
     .upload_size = upload_size,
     .upload_append = upload_append,

@@ -516,6 +516,63 @@ static void test_put_races_with_removal_of_folder(void **state)
 
 #define STORE_TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
+static void assert_held(struct store *store, bool expected)
+{
+    bool held = !expected;
+
+    assert_int_equal(store_lock_held(store, "job-gc", &held, &err), CAIRN_OK);
+    assert_int_equal(held, expected);
+}
+
+static void test_lock_is_exclusive_until_unlocked(void **state)
+{
+    struct fixture *f = *state;
+    struct store_lock *lock, *other;
+
+    assert_held(f->store, false);
+    assert_int_equal(store_lock(f->store, "job-gc", &lock, &err), CAIRN_OK);
+    assert_held(f->store, true);
+    assert_int_equal(store_lock(f->store, "job-gc", &other, &err), CAIRN_E_CONFLICT);
+    assert_non_null(strstr(err.message, "job-gc"));
+    assert_int_equal(store_lock(f->store, "job-scrub", &other, &err), CAIRN_OK);
+    store_unlock(other);
+    assert_held(f->store, true);
+    store_unlock(lock);
+    assert_held(f->store, false);
+    assert_int_equal(store_lock(f->store, "job-gc", &lock, &err), CAIRN_OK);
+    store_unlock(lock);
+    assert_int_equal(store_lock(f->store, "../x", &lock, &err), CAIRN_E_USAGE);
+}
+
+static void test_lock_ends_with_its_process(void **state)
+{
+    struct fixture *f = *state;
+    struct store_lock *lock;
+    int ready[2];
+    char c;
+    pid_t child;
+
+    assert_int_equal(pipe(ready), 0);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        if (store_lock(f->store, "job-gc", &lock, NULL) != CAIRN_OK || write(ready[1], "x", 1) != 1)
+            _exit(1);
+        for (;;)
+            pause();
+    }
+    close(ready[1]);
+    assert_int_equal(read(ready[0], &c, 1), 1);
+    assert_held(f->store, true);
+    assert_int_equal(store_lock(f->store, "job-gc", &lock, &err), CAIRN_E_CONFLICT);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    assert_held(f->store, false);
+    assert_int_equal(store_lock(f->store, "job-gc", &lock, &err), CAIRN_OK);
+    store_unlock(lock);
+    close(ready[0]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -532,6 +589,8 @@ int main(void)
         STORE_TEST(test_cas_sets_changes_and_deletes),
         STORE_TEST(test_cas_bounds_values),
         STORE_TEST(test_cas_loses_nothing_among_processes),
+        STORE_TEST(test_lock_is_exclusive_until_unlocked),
+        STORE_TEST(test_lock_ends_with_its_process),
         STORE_TEST(test_upload_becomes_an_object),
         STORE_TEST(test_upload_of_what_exists_succeeds),
         STORE_TEST(test_upload_refuses_gaps_and_overlaps),
