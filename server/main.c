@@ -4,6 +4,7 @@
  * the opposite order.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -122,6 +123,19 @@ static int open_redis(const struct params *p, struct redis **ret_redis, struct c
     return p->redis || p->redis_sentinel ? redis_new(&options, ret_redis, err) : CAIRN_OK;
 }
 
+/* What nobody goes on with.  That it cannot be removed is no reason not to serve. */
+static void expire_uploads(struct store *store, uint64_t age_s)
+{
+    struct store_expired expired;
+    struct cairn_error err;
+
+    if (store_expire_uploads(store, age_s, &expired, &err))
+        log_error("uploads-kept", &err);
+    else if (expired.nr > 0)
+        log_event(LOG_LEVEL_INFO, "uploads-expired", "%" PRIu64 " uploads, %" PRIu64 " bytes",
+                  expired.nr, expired.bytes);
+}
+
 static int serve(const struct params *p, const sigset_t *signals, struct cairn_error *err)
 {
     CLEANUP(redis_free_p) struct redis *redis = NULL;
@@ -142,6 +156,8 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
 
     if (r == CAIRN_OK)
         r = open_redis(p, &redis, err);
+    if (r == CAIRN_OK)
+        expire_uploads(store, p->upload_age);
     disks_options.redis = redis;
     if (r == CAIRN_OK)
         r = disks_new(store, &disks_options, &disks, err);

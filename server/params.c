@@ -90,12 +90,36 @@ static const struct param table[] = {
      "the largest manifest that is accepted"},
     {"max-upload", PARAM_BYTES, FIELD(max_upload), "64T", MIB, CHAIN_VIRTUAL_SIZE_MAX, "bytes",
      "the largest blob that is accepted"},
+    {"upload-age", PARAM_NUMBER, FIELD(upload_age), "604800", 60, 315360000, "seconds",
+     "an unfinished upload is removed when nothing was added to it for this long"},
 };
 #define NR_PARAMS (sizeof(table) / sizeof(table[0]))
 
+static int check_log_level(const char *text, struct cairn_error *err)
+{
+    enum log_level level;
+    char quoted[QUOTE_MAX];
+
+    if (log_parse_level(text, &level))
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_USAGE, "%s, expected error, warn, info or debug",
+                     quote_str(text, quoted));
+}
+
+/* The types that are texts; NULL: any text will do. */
+static const struct {
+    bool is_text;
+    int (*check)(const char *text, struct cairn_error *err);
+} types[] = {
+    [PARAM_TEXT] = {true, NULL},
+    [PARAM_LOG_LEVEL] = {true, check_log_level},
+    [PARAM_NUMBER] = {false, NULL},
+    [PARAM_BYTES] = {false, NULL},
+};
+
 static bool is_text(const struct param *p)
 {
-    return p->type == PARAM_TEXT || p->type == PARAM_LOG_LEVEL;
+    return types[p->type].is_text;
 }
 
 static void *field_of(struct params *params, const struct param *p)
@@ -115,15 +139,14 @@ static const struct param *find_param(const char *name, size_t len)
 
 static int set_text(const struct param *p, char **field, const char *text, struct cairn_error *err)
 {
-    enum log_level level;
-    char quoted[QUOTE_MAX];
     char *copy;
+    int r;
 
     if (!*text)
         return error_set(err, CAIRN_E_USAGE, "empty, expected %s", p->unit);
-    if (p->type == PARAM_LOG_LEVEL && !log_parse_level(text, &level))
-        return error_set(err, CAIRN_E_USAGE, "%s, expected error, warn, info or debug",
-                         quote_str(text, quoted));
+    r = types[p->type].check ? types[p->type].check(text, err) : CAIRN_OK;
+    if (r)
+        return r;
     copy = strdup(text);
     if (!copy)
         return error_no_memory(err, "a parameter");

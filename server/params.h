@@ -35,6 +35,7 @@ struct params {
     uint64_t max_virtual_size;
     uint64_t max_manifest;
     uint64_t max_upload;
+    uint64_t upload_age; /* seconds */
 };
 
 enum params_action {

@@ -355,3 +355,18 @@ int store_upload_abort(struct store *store, const char *id, struct cairn_error *
 
     return r ? r : upload_called(store, since, store->ops->upload_abort(store, id, err));
 }
+
+int store_list_uploads(struct store *store, store_upload_fn fn, void *arg, struct cairn_error *err)
+{
+    uint64_t since = clock_now_us();
+
+    return called(store, STORE_CALL_LIST, since, store->ops->list_uploads(store, fn, arg, err));
+}
+
+int store_expire_uploads(struct store *store, uint64_t age_s, struct store_expired *ret_expired,
+                         struct cairn_error *err)
+{
+    uint64_t since = clock_now_us();
+
+    return upload_called(store, since, store->ops->expire_uploads(store, age_s, ret_expired, err));
+}

@@ -109,6 +109,24 @@ int store_upload_commit(struct store *store, const char *id, uint64_t size, cons
                         struct cairn_error *err);
 int store_upload_abort(struct store *store, const char *id, struct cairn_error *err);
 
+struct store_upload {
+    const char *id, *owner;
+    uint64_t size;  /* bytes received so far */
+    uint64_t age_s; /* seconds since anything was added */
+};
+/* Every upload that has not ended, in no order; one that begins or ends meanwhile may be missing or
+ * there.  fn: not 0 stops. */
+typedef int (*store_upload_fn)(void *arg, const struct store_upload *upload,
+                               struct cairn_error *err);
+int store_list_uploads(struct store *store, store_upload_fn fn, void *arg, struct cairn_error *err);
+
+/* Remove uploads to which nothing was added for age_s seconds, and what is left of ended ones. */
+struct store_expired {
+    uint64_t nr, bytes;
+};
+int store_expire_uploads(struct store *store, uint64_t age_s, struct store_expired *ret_expired,
+                         struct cairn_error *err);
+
 /* -- Figures ---------------------------------------------------------------------------------- */
 
 struct metrics;

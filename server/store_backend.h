@@ -46,6 +46,10 @@ struct store_ops {
     int (*upload_commit)(struct store *store, const char *id, uint64_t size, const char *key,
                          struct cairn_error *err);
     int (*upload_abort)(struct store *store, const char *id, struct cairn_error *err);
+    int (*list_uploads)(struct store *store, store_upload_fn fn, void *arg,
+                        struct cairn_error *err);
+    int (*expire_uploads)(struct store *store, uint64_t age_s, struct store_expired *ret_expired,
+                          struct cairn_error *err);
 };
 
 /* An implementation embeds struct store as its first member, and fills in ops and far. */

@@ -664,6 +664,8 @@ static const struct store_ops fs_ops = {
     .upload_read = store_fs_upload_read,
     .upload_commit = store_fs_upload_commit,
     .upload_abort = store_fs_upload_abort,
+    .list_uploads = store_fs_list_uploads,
+    .expire_uploads = store_fs_expire_uploads,
 };
 
 int store_fs_open(const char *dir, struct store **ret_store, struct cairn_error *err)
@@ -683,7 +685,6 @@ int store_fs_open(const char *dir, struct store **ret_store, struct cairn_error 
     if (r)
         return error_prefix(err, r, "store folder %s", dir);
     remove_dead_temps(fs);
-    store_fs_remove_dead_uploads(fs);
     steal_fd(&root);
     *ret_store = &steal_ptr(fs)->store;
     return CAIRN_OK;

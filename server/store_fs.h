@@ -47,7 +47,9 @@ int store_fs_upload_read(struct store *store, const char *id, void *buf, size_t 
 int store_fs_upload_commit(struct store *store, const char *id, uint64_t size, const char *key,
                            struct cairn_error *err);
 int store_fs_upload_abort(struct store *store, const char *id, struct cairn_error *err);
-/* Those that nobody has added to for a week. */
-void store_fs_remove_dead_uploads(const struct store_fs *fs);
+int store_fs_list_uploads(struct store *store, store_upload_fn fn, void *arg,
+                          struct cairn_error *err);
+int store_fs_expire_uploads(struct store *store, uint64_t age_s, struct store_expired *ret_expired,
+                            struct cairn_error *err);
 
 #endif

@@ -6,8 +6,7 @@
  * Whoever changes an upload locks its data file and then looks whether the file still is the
  * upload's: a commit moves it away to its key, and nothing may be written to it from then on.
  * Between link and unlink (store_fs_publish on NFS) it has two names, and counts as gone.
- * Nothing is synced before the commit, for nothing was promised.  Uploads that nobody has added to
- * for a week are removed when a store is opened.
+ * Nothing is synced before the commit, for nothing was promised.
  */
 #include "store_fs.h"
 
@@ -21,8 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define UPLOAD_PATH_MAX 64          /* uploads/<32 hex>/owner */
-#define DEAD_AFTER      (7 * 86400) /* seconds since anything was added */
+#define UPLOAD_PATH_MAX 64 /* uploads/<32 hex>/owner */
 
 static char *upload_path(const char *id, const char *name, char path[UPLOAD_PATH_MAX])
 {
@@ -82,20 +80,32 @@ int store_fs_upload_new(struct store *store, const char *owner, const char *id,
     return r;
 }
 
-static int check_owner(const struct store_fs *fs, const char *id, const char *owner,
-                       struct cairn_error *err)
+static int read_owner(const struct store_fs *fs, const char *id, char owner[STORE_NAME_MAX + 1],
+                      struct cairn_error *err)
 {
-    char text[STORE_NAME_MAX];
     CLEANUP_CLOSE int fd = -1;
     uint64_t size;
     int r = open_upload_file(fs, id, "owner", O_RDONLY, &fd, &size, err);
 
-    if (!r && size == strlen(owner) && size <= sizeof(text)) {
-        r = store_fs_read(fd, text, (size_t)size, 0, "an upload's owner", err);
-        if (r || memcmp(text, owner, (size_t)size) == 0)
-            return r;
-    }
-    return r ? r : error_set(err, CAIRN_E_NOT_FOUND, "upload %s is not of %s", id, owner);
+    if (!r && size > STORE_NAME_MAX)
+        r = error_set(err, CAIRN_E_CORRUPT, "upload %s: its owner has %llu bytes, limit %d", id,
+                      (unsigned long long)size, STORE_NAME_MAX);
+    if (!r)
+        r = store_fs_read(fd, owner, (size_t)size, 0, "an upload's owner", err);
+    if (!r)
+        owner[size] = 0;
+    return r;
+}
+
+static int check_owner(const struct store_fs *fs, const char *id, const char *owner,
+                       struct cairn_error *err)
+{
+    char actual[STORE_NAME_MAX + 1];
+    int r = read_owner(fs, id, actual, err);
+
+    if (r || strcmp(actual, owner) == 0)
+        return r;
+    return error_set(err, CAIRN_E_NOT_FOUND, "upload %s is not of %s", id, owner);
 }
 
 int store_fs_upload_size(struct store *store, const char *id, const char *owner, uint64_t *ret_size,
@@ -214,34 +224,106 @@ int store_fs_upload_abort(struct store *store, const char *id, struct cairn_erro
     return r;
 }
 
-static void remove_if_dead(const struct store_fs *fs, const char *id)
-{
-    CLEANUP_CLOSE int fd = -1;
-    char path[UPLOAD_PATH_MAX];
-    struct stat st;
+/* -- All uploads -------------------------------------------------------------------------- */
 
-    if (fstatat(fs->root, upload_path(id, "", path), &st, 0) != 0 ||
-        st.st_mtime + DEAD_AFTER > time(NULL))
-        return;
-    /* Without data it never was complete, or was not removed completely. */
-    if (fstatat(fs->root, upload_path(id, "data", path), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-        (claim(fs, id, &fd, &st, NULL) || st.st_mtime + DEAD_AFTER > time(NULL)))
-        return;
-    remove_upload(fs, id);
-}
+typedef int (*upload_id_fn)(const struct store_fs *fs, const char *id, void *arg,
+                            struct cairn_error *err);
 
-void store_fs_remove_dead_uploads(const struct store_fs *fs)
+static int for_each_upload(const struct store_fs *fs, upload_id_fn fn, void *arg,
+                           struct cairn_error *err)
 {
     int fd = openat(fs->root, "uploads", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     const struct dirent *entry;
+    int r = CAIRN_OK;
 
     if (!dir) {
+        r = error_set_errno(err, errno, "cannot list uploads");
         cleanup_close(&fd);
-        return;
+        return r;
     }
-    while ((entry = readdir(dir)))
+    for (errno = 0; !r && (entry = readdir(dir)); errno = 0)
         if (strlen(entry->d_name) == STORE_ID_LEN)
-            remove_if_dead(fs, entry->d_name);
+            r = fn(fs, entry->d_name, arg, err);
+    if (!r && errno)
+        r = error_set_errno(err, errno, "cannot list uploads");
     closedir(dir);
+    return r;
+}
+
+static uint64_t age_of(const struct stat *st)
+{
+    time_t now = time(NULL);
+
+    return now > st->st_mtime ? (uint64_t)(now - st->st_mtime) : 0;
+}
+
+struct lister {
+    store_upload_fn fn;
+    void *arg;
+};
+
+static int list_upload(const struct store_fs *fs, const char *id, void *arg,
+                       struct cairn_error *err)
+{
+    char path[UPLOAD_PATH_MAX], owner[STORE_NAME_MAX + 1];
+    const struct lister *lister = arg;
+    struct store_upload upload = {.id = id, .owner = owner};
+    struct stat st;
+    int r;
+
+    if (fstatat(fs->root, upload_path(id, "data", path), &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return CAIRN_OK; /* not there yet, or no more */
+    r = read_owner(fs, id, owner, err);
+    if (r == CAIRN_E_NOT_FOUND)
+        return CAIRN_OK;
+    upload.size = (uint64_t)st.st_size;
+    upload.age_s = age_of(&st);
+    return r ? r : lister->fn(lister->arg, &upload, err);
+}
+
+int store_fs_list_uploads(struct store *store, store_upload_fn fn, void *arg,
+                          struct cairn_error *err)
+{
+    struct lister lister = {.fn = fn, .arg = arg};
+
+    return for_each_upload(store_fs_of(store), list_upload, &lister, err);
+}
+
+struct expiry {
+    uint64_t age_s;
+    struct store_expired done;
+};
+
+static int expire_upload(const struct store_fs *fs, const char *id, void *arg,
+                         struct cairn_error *err)
+{
+    struct expiry *expiry = arg;
+    CLEANUP_CLOSE int fd = -1;
+    char path[UPLOAD_PATH_MAX];
+    struct stat st;
+
+    (void)err;
+    if (fstatat(fs->root, upload_path(id, "", path), &st, 0) != 0 || age_of(&st) < expiry->age_s)
+        return CAIRN_OK;
+    /* Without data it never was complete, or was not removed completely. */
+    if (fstatat(fs->root, upload_path(id, "data", path), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+        (age_of(&st) < expiry->age_s || claim(fs, id, &fd, &st, NULL) ||
+         age_of(&st) < expiry->age_s))
+        return CAIRN_OK;
+    remove_upload(fs, id);
+    expiry->done.nr++;
+    expiry->done.bytes += fd >= 0 ? (uint64_t)st.st_size : 0;
+    return CAIRN_OK;
+}
+
+int store_fs_expire_uploads(struct store *store, uint64_t age_s, struct store_expired *ret_expired,
+                            struct cairn_error *err)
+{
+    struct expiry expiry = {.age_s = age_s};
+    int r = for_each_upload(store_fs_of(store), expire_upload, &expiry, err);
+
+    if (!r)
+        *ret_expired = expiry.done;
+    return r;
 }

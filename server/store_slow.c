@@ -206,6 +206,21 @@ static int upload_abort(struct store *store, const char *id, struct cairn_error 
     return inner->ops->upload_abort(inner, id, err);
 }
 
+static int list_uploads(struct store *store, store_upload_fn fn, void *arg, struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->list_uploads(inner, fn, arg, err);
+}
+
+static int expire_uploads(struct store *store, uint64_t age_s, struct store_expired *ret_expired,
+                          struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->expire_uploads(inner, age_s, ret_expired, err);
+}
+
 /* -- Opening ---------------------------------------------------------------------------------- */
 
 static void slow_close(struct store *store)
@@ -234,6 +249,8 @@ static const struct store_ops slow_ops = {
     .upload_read = upload_read,
     .upload_commit = upload_commit,
     .upload_abort = upload_abort,
+    .list_uploads = list_uploads,
+    .expire_uploads = expire_uploads,
 };
 
 /* `<ms>:<URL>` taken apart; false: it is something else. */

@@ -431,16 +431,17 @@ static void test_open_removes_only_dead_temporaries(void **state)
     assert_int_equal(count_files(f, "tmp"), 1);
 }
 
-static void test_open_removes_only_abandoned_uploads(void **state)
+static void test_expiry_removes_only_abandoned_uploads(void **state)
 {
     struct fixture *f = *state;
     const struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
     char path[400], ids[3][STORE_UPLOAD_ID_MAX];
-    struct store *second;
+    struct store_expired expired;
     uint64_t size;
 
     for (int i = 0; i < 3; i++) {
         assert_int_equal(store_upload_new(f->store, "a", ids[i], &err), CAIRN_OK);
+        assert_int_equal(store_upload_append(f->store, ids[i], 0, "abc", 3, &err), CAIRN_OK);
         if (i == 0)
             continue; /* young */
         snprintf(path, sizeof(path), "%s/uploads/%s/data", f->dir, ids[i]);
@@ -449,12 +450,51 @@ static void test_open_removes_only_abandoned_uploads(void **state)
         *strrchr(path, '/') = 0;
         assert_int_equal(utimensat(AT_FDCWD, path, old, 0), 0);
     }
-    assert_int_equal(store_open(f->url, &second, &err), CAIRN_OK);
-    store_close(second);
+    assert_int_equal(store_expire_uploads(f->store, 86400, &expired, &err), CAIRN_OK);
+    assert_int_equal(expired.nr, 1);
+    assert_int_equal(expired.bytes, 3);
     assert_int_equal(store_upload_size(f->store, ids[0], "a", &size, &err), CAIRN_OK);
     assert_int_equal(store_upload_size(f->store, ids[1], "a", &size, &err), CAIRN_OK);
     assert_int_equal(store_upload_size(f->store, ids[2], "a", &size, &err), CAIRN_E_NOT_FOUND);
     assert_int_equal(count_files(f, "uploads"), 2);
+}
+
+struct seen_uploads {
+    unsigned nr;
+    uint64_t size;
+    char owner[32];
+};
+
+static int see_upload(void *arg, const struct store_upload *upload, struct cairn_error *error)
+{
+    struct seen_uploads *seen = arg;
+
+    (void)error;
+    assert_int_equal(strlen(upload->id), 32);
+    assert_true(upload->age_s < 3600);
+    seen->nr++;
+    seen->size += upload->size;
+    snprintf(seen->owner, sizeof(seen->owner), "%s", upload->owner);
+    return CAIRN_OK;
+}
+
+static void test_unfinished_uploads_are_listed(void **state)
+{
+    struct fixture *f = *state;
+    struct seen_uploads seen = {0};
+    char id[STORE_UPLOAD_ID_MAX];
+
+    assert_int_equal(store_list_uploads(f->store, see_upload, &seen, &err), CAIRN_OK);
+    assert_int_equal(seen.nr, 0);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(store_upload_new(f->store, "team/x", id, &err), CAIRN_OK);
+        assert_int_equal(store_upload_append(f->store, id, 0, "abcde", 5, &err), CAIRN_OK);
+    }
+    assert_int_equal(store_upload_commit(f->store, id, 5, "repos/x", &err), CAIRN_OK);
+    assert_int_equal(store_list_uploads(f->store, see_upload, &seen, &err), CAIRN_OK);
+    assert_int_equal(seen.nr, 2);
+    assert_int_equal(seen.size, 10);
+    assert_string_equal(seen.owner, "team/x");
 }
 
 static void test_bad_urls_are_usage_errors(void **state)
@@ -598,7 +638,8 @@ int main(void)
         STORE_TEST(test_upload_ids_are_checked),
         STORE_TEST(test_full_disk_leaves_nothing_half_stored),
         STORE_TEST(test_open_removes_only_dead_temporaries),
-        STORE_TEST(test_open_removes_only_abandoned_uploads),
+        STORE_TEST(test_expiry_removes_only_abandoned_uploads),
+        STORE_TEST(test_unfinished_uploads_are_listed),
         STORE_TEST(test_bad_urls_are_usage_errors),
         STORE_TEST(test_nested_store_folder_is_made),
         STORE_TEST(test_put_races_with_removal_of_folder),
