@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Patterns of repositories, as rules of an operator name them: `team/*`, `*`, `golden`. */
+/* Patterns of repositories, as an operator writes them into rules: golden, *, team-*. */
 #ifndef SERVER_REPO_PATTERN_H
 #define SERVER_REPO_PATTERN_H
 
