@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Parsing grants and matching patterns.  Both come from a file that an operator writes, so messages
- * name the word that is wrong.
+ * Grants come from a file or a command line that an operator writes: messages name the word that is
+ * wrong.
  */
 #include "grant.h"
 
@@ -28,38 +28,6 @@ const char *grant_action_name(enum grant_action action)
         if (actions[i].action == action)
             return actions[i].name;
     return "nothing";
-}
-
-/* -- Patterns ------------------------------------------------------------------------------- */
-
-bool repo_pattern_valid(const char *pattern)
-{
-    static const char allowed[] = "abcdefghijklmnopqrstuvwxyz0123456789._-/*";
-    size_t len = strnlen(pattern, REPO_PATTERN_MAX);
-
-    return len > 0 && len < REPO_PATTERN_MAX && strspn(pattern, allowed) == len;
-}
-
-/* Going back to the last `*` is enough: what an earlier one could take, the last one can, too. */
-bool repo_pattern_matches(const char *pattern, const char *repo)
-{
-    const char *star = NULL, *resume = NULL;
-
-    while (*repo) {
-        if (*pattern == '*') {
-            star = ++pattern;
-            resume = repo;
-        } else if (*pattern == *repo) {
-            pattern++;
-            repo++;
-        } else if (star) {
-            pattern = star;
-            repo = ++resume;
-        } else {
-            return false;
-        }
-    }
-    return pattern[strspn(pattern, "*")] == 0;
 }
 
 /* -- Grants --------------------------------------------------------------------------------- */
@@ -105,11 +73,12 @@ int grant_parse(const char *text, struct grant *ret_grant, struct cairn_error *e
 
     if (r)
         return r;
-    if (!repo_pattern_valid(pattern))
+    if (strlen(pattern) >= sizeof(ret_grant->pattern) ||
+        !repo_pattern_valid(pattern, strlen(pattern)))
         return error_set(err, CAIRN_E_USAGE,
                          "%s is not a pattern of repository names: expected at most %d lower-case "
                          "letters, digits, and . _ - / *",
-                         quote_str(pattern, quoted), REPO_PATTERN_MAX - 1);
+                         quote_str(pattern, quoted), GRANT_PATTERN_MAX - 1);
     if (ret_grant->actions & GRANT_ADMIN && text[len])
         return error_set(err, CAIRN_E_USAGE, "admin is about no repository: give it without %s",
                          quote_str(text + len, quoted));

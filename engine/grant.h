@@ -13,6 +13,7 @@
 #include <stdbool.h>
 
 #include "error.h"
+#include "repo_pattern.h"
 
 enum grant_action {
     GRANT_PULL = 1,
@@ -22,11 +23,11 @@ enum grant_action {
 };
 
 /* As long as a repository's name can be, with its zero. */
-#define REPO_PATTERN_MAX 256
+#define GRANT_PATTERN_MAX 256
 
 struct grant {
-    unsigned actions;               /* or-ed */
-    char pattern[REPO_PATTERN_MAX]; /* valid */
+    unsigned actions;                /* or-ed */
+    char pattern[GRANT_PATTERN_MAX]; /* repo_pattern_valid */
 };
 
 /* CAIRN_E_USAGE says what is wrong with it. */
@@ -37,11 +38,5 @@ bool grant_allows(const struct grant *grant, enum grant_action action, const cha
 
 /* "pull", "push", "delete", "admin". */
 const char *grant_action_name(enum grant_action action);
-
-/* -- Patterns of repository names: `*` stands for any characters, also none, also '/' ------------
- */
-
-bool repo_pattern_valid(const char *pattern);
-bool repo_pattern_matches(const char *pattern, const char *repo);
 
 #endif
