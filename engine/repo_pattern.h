@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Patterns of repositories, as an operator writes them into rules: golden, *, team-*. */
-#ifndef SERVER_REPO_PATTERN_H
-#define SERVER_REPO_PATTERN_H
+#ifndef ENGINE_REPO_PATTERN_H
+#define ENGINE_REPO_PATTERN_H
 
 #include <stdbool.h>
 #include <stddef.h>
