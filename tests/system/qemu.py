@@ -43,7 +43,21 @@ def convert(image, raw, fmt=None):
 
 
 def extent_map(image):
-    return json.loads(img("map", "--output=json", image).stdout)
+    return whole_sectors(json.loads(img("map", "--output=json", image).stdout))
+
+
+def whole_sectors(extents):
+    """The zeros that QEMU shows behind a raw base that ends within a sector, up to the sector's end, are
+    counted to the data before them: extents are in sectors."""
+    for before, after in zip(extents, extents[1:]):
+        cut = -after["start"] % SECTOR
+        if cut and after["zero"] and after["depth"] == before["depth"] and after["length"] >= cut:
+            before["length"] += cut
+            after["start"] += cut
+            after["length"] -= cut
+            if "offset" in after:
+                after["offset"] += cut
+    return [extent for extent in extents if extent["length"]]
 
 
 def dirty_ranges(image, bitmap):
