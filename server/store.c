@@ -156,6 +156,31 @@ int store_head(struct store *store, const char *key, uint64_t *ret_size, struct 
              : called(store, STORE_CALL_HEAD, since, store->ops->head(store, key, ret_size, err));
 }
 
+int store_stat(struct store *store, const char *key, struct store_stat *ret_stat,
+               struct cairn_error *err)
+{
+    uint64_t since = clock_now_us();
+    int r = check_key(key, err);
+
+    return r ? r
+             : called(store, STORE_CALL_HEAD, since, store->ops->stat(store, key, ret_stat, err));
+}
+
+int store_now(struct store *store, uint64_t *ret_now_us, struct cairn_error *err)
+{
+    uint64_t since = clock_now_us();
+
+    return called(store, STORE_CALL_HEAD, since, store->ops->now(store, ret_now_us, err));
+}
+
+int store_touch(struct store *store, const char *key, struct cairn_error *err)
+{
+    uint64_t since = clock_now_us();
+    int r = check_key(key, err);
+
+    return r ? r : called(store, STORE_CALL_PUT, since, store->ops->touch(store, key, err));
+}
+
 int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf, size_t *ret_len,
               struct cairn_error *err)
 {
@@ -209,12 +234,25 @@ int store_fd_source(struct store *store, const char *key, int fd, const char *na
     return r ? r : store_count_source(&store->counts, store_objects_of(key), src, ret_src, err);
 }
 
-int store_delete(struct store *store, const char *key, struct cairn_error *err)
+static int delete_object(struct store *store, const char *key, bool durable,
+                         struct cairn_error *err)
 {
     uint64_t since = clock_now_us();
     int r = check_key(key, err);
 
-    return r ? r : called(store, STORE_CALL_DELETE, since, store->ops->delete (store, key, err));
+    return r ? r
+             : called(store, STORE_CALL_DELETE, since,
+                      store->ops->delete (store, key, durable, err));
+}
+
+int store_delete(struct store *store, const char *key, struct cairn_error *err)
+{
+    return delete_object(store, key, true, err);
+}
+
+int store_forget(struct store *store, const char *key, struct cairn_error *err)
+{
+    return delete_object(store, key, false, err);
 }
 
 int store_list(struct store *store, const char *prefix, const char *after, store_list_fn fn,
@@ -369,4 +407,13 @@ int store_expire_uploads(struct store *store, uint64_t age_s, struct store_expir
     uint64_t since = clock_now_us();
 
     return upload_called(store, since, store->ops->expire_uploads(store, age_s, ret_expired, err));
+}
+
+int store_expire_temporaries(struct store *store, struct store_expired *ret_expired,
+                             struct cairn_error *err)
+{
+    uint64_t since = clock_now_us();
+
+    return called(store, STORE_CALL_DELETE, since,
+                  store->ops->expire_temporaries(store, ret_expired, err));
 }

@@ -30,11 +30,26 @@ CLEANUP_DEFINE(struct store *, store_close)
 enum store_put_mode {
     STORE_PUT_IF_ABSENT, /* CAIRN_E_CONFLICT if the key exists */
     STORE_PUT_REPLACE,   /* for derived objects only */
+    STORE_PUT_NOTE,      /* if absent, and a power cut may take it away again */
 };
 int store_put(struct store *store, const char *key, const void *buf, size_t len,
               enum store_put_mode mode, struct cairn_error *err);
 
 int store_head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err);
+
+/*
+ * Ages are told by one clock, the store's, whatever the servers' clocks say: microseconds since
+ * 1970 at which an object was stored or last touched, and now.
+ */
+struct store_stat {
+    uint64_t size;
+    uint64_t time_us;
+};
+int store_stat(struct store *store, const char *key, struct store_stat *ret_stat,
+               struct cairn_error *err);
+int store_now(struct store *store, uint64_t *ret_now_us, struct cairn_error *err);
+/* Let an object be as if it were stored now.  Not durable. */
+int store_touch(struct store *store, const char *key, struct cairn_error *err);
 /* A whole object of at most max_len bytes (larger: CAIRN_E_LIMIT); malloc'ed, with a zero byte
  * behind its end. */
 int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf, size_t *ret_len,
@@ -52,6 +67,8 @@ void store_note_sent(struct store *store, const char *key, uint64_t len);
 int store_fd_source(struct store *store, const char *key, int fd, const char *name,
                     struct source **ret_src, struct cairn_error *err);
 int store_delete(struct store *store, const char *key, struct cairn_error *err);
+/* The same for a note: a power cut may bring it back. */
+int store_forget(struct store *store, const char *key, struct cairn_error *err);
 
 /*
  * One level of names below prefix ("" or "a/b/"), in byte order, from behind after (NULL: all).
@@ -126,6 +143,10 @@ struct store_expired {
 };
 int store_expire_uploads(struct store *store, uint64_t age_s, struct store_expired *ret_expired,
                          struct cairn_error *err);
+
+/* Remove what writers that died have left behind, if it is older than an hour. */
+int store_expire_temporaries(struct store *store, struct store_expired *ret_expired,
+                             struct cairn_error *err);
 
 /* -- Figures ---------------------------------------------------------------------------------- */
 

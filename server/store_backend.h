@@ -20,13 +20,17 @@ struct store_ops {
     int (*put)(struct store *store, const char *key, const void *buf, size_t len,
                enum store_put_mode mode, struct cairn_error *err);
     int (*head)(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err);
+    int (*stat)(struct store *store, const char *key, struct store_stat *ret_stat,
+                struct cairn_error *err);
+    int (*now)(struct store *store, uint64_t *ret_now_us, struct cairn_error *err);
+    int (*touch)(struct store *store, const char *key, struct cairn_error *err);
     int (*get)(struct store *store, const char *key, size_t max_len, void **ret_buf,
                size_t *ret_len, struct cairn_error *err);
     int (*open_source)(struct store *store, const char *key, struct source **ret_src,
                        struct cairn_error *err);
     int (*open_fd)(struct store *store, const char *key, int *ret_fd, uint64_t *ret_size,
                    struct cairn_error *err);
-    int (*delete)(struct store *store, const char *key, struct cairn_error *err);
+    int (*delete)(struct store *store, const char *key, bool durable, struct cairn_error *err);
     int (*list)(struct store *store, const char *prefix, const char *after, store_list_fn fn,
                 void *arg, struct cairn_error *err);
     int (*cas)(struct store *store, const char *key, const char *old_value, const char *new_value,
@@ -50,6 +54,8 @@ struct store_ops {
                         struct cairn_error *err);
     int (*expire_uploads)(struct store *store, uint64_t age_s, struct store_expired *ret_expired,
                           struct cairn_error *err);
+    int (*expire_temporaries)(struct store *store, struct store_expired *ret_expired,
+                              struct cairn_error *err);
 };
 
 /* An implementation embeds struct store as its first member, and fills in ops and far. */

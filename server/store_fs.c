@@ -8,6 +8,7 @@
  *   locks/<2 hex>          one lock file for each 256th of the keys that compare-and-set changes
  *   locks/folders          held while folders are made
  *   locks/<name>.lock      what store_lock holds
+ *   locks/clock            touched to ask what time it is where the files are
  *
  * Writing: to a temporary name, fsync, move to the key's path without replacing, fsync the folder.
  * A folder that is missing is made and its parent synced under a lock, and whoever put a file into
@@ -248,25 +249,52 @@ static int make_folders_and_move(const struct store_fs *fs, const char *from, co
     return r;
 }
 
+/* Move, without a promise about power cuts. */
+static int publish(const struct store_fs *fs, const char *from, const char *key, bool replace,
+                   int *ret_errno, struct cairn_error *err)
+{
+    *ret_errno = move_file(fs->root, from, key, replace);
+    if (*ret_errno != ENOENT)
+        return CAIRN_OK;
+    return make_folders_and_move(fs, from, key, replace, ret_errno, err);
+}
+
+static int move_failed(int sys_errno, const char *key, struct cairn_error *err)
+{
+    if (sys_errno == EEXIST)
+        return error_set(err, CAIRN_E_CONFLICT, "%s exists already", key);
+    return error_set_errno(err, sys_errno, "cannot store %s", key);
+}
+
 int store_fs_publish(const struct store_fs *fs, const char *from, const char *key, bool replace,
                      struct cairn_error *err)
 {
-    int failed = move_file(fs->root, from, key, replace);
-    int r = failed == ENOENT ? make_folders_and_move(fs, from, key, replace, &failed, err)
-                             : wait_for_folders(fs, err);
+    int failed;
+    int r = publish(fs, from, key, replace, &failed, err);
 
+    if (!r)
+        r = wait_for_folders(fs, err);
     if (r)
         return r;
     if (failed && failed != EEXIST)
-        return error_set_errno(err, failed, "cannot store %s", key);
+        return move_failed(failed, key, err);
     r = sync_folder_of(fs, key, err);
     if (r && r != CAIRN_E_NOT_FOUND) /* not found: deleted again since, with its folder */
         return r;
-    return failed ? error_set(err, CAIRN_E_CONFLICT, "%s exists already", key) : CAIRN_OK;
+    return failed ? move_failed(failed, key, err) : CAIRN_OK;
+}
+
+static int publish_note(const struct store_fs *fs, const char *from, const char *key,
+                        struct cairn_error *err)
+{
+    int failed;
+    int r = publish(fs, from, key, false, &failed, err);
+
+    return !r && failed ? move_failed(failed, key, err) : r;
 }
 
 static int write_temp(const struct store_fs *fs, const char *temp, const char *key, const void *buf,
-                      size_t len, struct cairn_error *err)
+                      size_t len, bool durable, struct cairn_error *err)
 {
     CLEANUP_CLOSE int fd =
         openat(fs->root, temp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0640);
@@ -275,7 +303,7 @@ static int write_temp(const struct store_fs *fs, const char *temp, const char *k
     if (fd < 0)
         return error_set_errno(err, errno, "cannot create a file for %s", key);
     r = store_fs_write(fd, buf, len, 0, key, err);
-    if (!r && fsync(fd) != 0)
+    if (!r && durable && fsync(fd) != 0)
         r = error_set_errno(err, errno, "cannot sync %s", key);
     return r;
 }
@@ -289,21 +317,26 @@ static int put(struct store *store, const char *key, const void *buf, size_t len
 
     if (r)
         return r;
-    r = write_temp(fs, temp, key, buf, len, err);
-    if (!r)
+    r = write_temp(fs, temp, key, buf, len, mode != STORE_PUT_NOTE, err);
+    if (!r && mode == STORE_PUT_NOTE)
+        r = publish_note(fs, temp, key, err);
+    else if (!r)
         r = store_fs_publish(fs, temp, key, mode == STORE_PUT_REPLACE, err);
     if (r)
         unlinkat(fs->root, temp, 0);
     return r;
 }
 
-static int delete_object(struct store *store, const char *key, struct cairn_error *err)
+static int delete_object(struct store *store, const char *key, bool durable,
+                         struct cairn_error *err)
 {
     const struct store_fs *fs = store_fs_of(store);
     int r;
 
     if (unlinkat(fs->root, key, 0) != 0)
         return lookup_failed(errno == EISDIR ? ENOENT : errno, key, err);
+    if (!durable)
+        return CAIRN_OK;
     r = sync_folder_of(fs, key, err);
     if (r && r != CAIRN_E_NOT_FOUND) /* not found: somebody has removed the folder already */
         return r;
@@ -312,7 +345,13 @@ static int delete_object(struct store *store, const char *key, struct cairn_erro
 
 /* -- Reading ------------------------------------------------------------------------------ */
 
-static int head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err)
+static uint64_t time_of(const struct stat *st)
+{
+    return (uint64_t)st->st_mtim.tv_sec * 1000000 + (uint64_t)st->st_mtim.tv_nsec / 1000;
+}
+
+static int stat_object(struct store *store, const char *key, struct store_stat *ret_stat,
+                       struct cairn_error *err)
 {
     struct stat st;
 
@@ -320,7 +359,37 @@ static int head(struct store *store, const char *key, uint64_t *ret_size, struct
         return lookup_failed(errno, key, err);
     if (!S_ISREG(st.st_mode))
         return lookup_failed(ENOENT, key, err);
-    *ret_size = (uint64_t)st.st_size;
+    *ret_stat = (struct store_stat){.size = (uint64_t)st.st_size, .time_us = time_of(&st)};
+    return CAIRN_OK;
+}
+
+static int head(struct store *store, const char *key, uint64_t *ret_size, struct cairn_error *err)
+{
+    struct store_stat st = {0};
+    int r = stat_object(store, key, &st, err);
+
+    if (!r)
+        *ret_size = st.size;
+    return r;
+}
+
+static int touch(struct store *store, const char *key, struct cairn_error *err)
+{
+    if (utimensat(store_fs_of(store)->root, key, NULL, AT_SYMLINK_NOFOLLOW) != 0)
+        return lookup_failed(errno, key, err);
+    return CAIRN_OK;
+}
+
+/* What the file system gives to a file that is written now: that may be another machine's time. */
+static int now(struct store *store, uint64_t *ret_now_us, struct cairn_error *err)
+{
+    CLEANUP_CLOSE int fd = openat(store_fs_of(store)->root, "locks/clock",
+                                  O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0640);
+    struct stat st;
+
+    if (fd < 0 || futimens(fd, NULL) != 0 || fstat(fd, &st) != 0)
+        return error_set_errno(err, errno, "cannot ask for the time of the store");
+    *ret_now_us = time_of(&st);
     return CAIRN_OK;
 }
 
@@ -518,7 +587,7 @@ static int cas(struct store *store, const char *key, const char *old_value, cons
         return r;
     if (new_value)
         return put(store, key, new_value, strlen(new_value), STORE_PUT_REPLACE, err);
-    return old_value ? delete_object(store, key, err) : CAIRN_OK;
+    return old_value ? delete_object(store, key, true, err) : CAIRN_OK;
 }
 
 /* -- Locks that are held for long ----------------------------------------------------------- */
@@ -587,23 +656,28 @@ static int lock_held(struct store *store, const char *name, bool *ret_held, stru
 /* -- Opening ------------------------------------------------------------------------------ */
 
 /* Temporaries that a crash left; younger ones may be another process's. */
-static void remove_dead_temps(const struct store_fs *fs)
+static int expire_temporaries(struct store *store, struct store_expired *ret_expired,
+                              struct cairn_error *err)
 {
-    int fd = openat(fs->root, "tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = openat(store_fs_of(store)->root, "tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     const struct dirent *entry;
     struct stat st;
 
+    *ret_expired = (struct store_expired){0};
     if (!dir) {
         cleanup_close(&fd);
-        return;
+        return error_set_errno(err, errno, "cannot list the store's temporary files");
     }
     while ((entry = readdir(dir))) {
-        if (fstatat(fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) &&
-            st.st_mtime + TEMP_DEAD_AFTER < time(NULL))
-            unlinkat(fd, entry->d_name, 0);
+        if (fstatat(fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(st.st_mode) ||
+            st.st_mtime + TEMP_DEAD_AFTER >= time(NULL) || unlinkat(fd, entry->d_name, 0) != 0)
+            continue;
+        ret_expired->nr++;
+        ret_expired->bytes += (uint64_t)st.st_size;
     }
     closedir(dir);
+    return CAIRN_OK;
 }
 
 static int make_layout(const struct store_fs *fs, struct cairn_error *err)
@@ -650,6 +724,9 @@ static const struct store_ops fs_ops = {
     .close = fs_close,
     .put = put,
     .head = head,
+    .stat = stat_object,
+    .now = now,
+    .touch = touch,
     .get = get,
     .open_source = open_source,
     .open_fd = open_fd,
@@ -666,12 +743,14 @@ static const struct store_ops fs_ops = {
     .upload_abort = store_fs_upload_abort,
     .list_uploads = store_fs_list_uploads,
     .expire_uploads = store_fs_expire_uploads,
+    .expire_temporaries = expire_temporaries,
 };
 
 int store_fs_open(const char *dir, struct store **ret_store, struct cairn_error *err)
 {
     CLEANUP_FREE struct store_fs *fs = calloc(1, sizeof(*fs));
     CLEANUP_CLOSE int root = -1;
+    struct store_expired expired;
     int r;
 
     if (!fs)
@@ -684,7 +763,7 @@ int store_fs_open(const char *dir, struct store **ret_store, struct cairn_error 
     r = make_layout(fs, err);
     if (r)
         return error_prefix(err, r, "store folder %s", dir);
-    remove_dead_temps(fs);
+    expire_temporaries(&fs->store, &expired, NULL);
     steal_fd(&root);
     *ret_store = &steal_ptr(fs)->store;
     return CAIRN_OK;

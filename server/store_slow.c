@@ -54,6 +54,28 @@ static int head(struct store *store, const char *key, uint64_t *ret_size, struct
     return inner->ops->head(inner, key, ret_size, err);
 }
 
+static int stat_object(struct store *store, const char *key, struct store_stat *ret_stat,
+                       struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->stat(inner, key, ret_stat, err);
+}
+
+static int now(struct store *store, uint64_t *ret_now_us, struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->now(inner, ret_now_us, err);
+}
+
+static int touch(struct store *store, const char *key, struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->touch(inner, key, err);
+}
+
 static int get(struct store *store, const char *key, size_t max_len, void **ret_buf,
                size_t *ret_len, struct cairn_error *err)
 {
@@ -62,11 +84,12 @@ static int get(struct store *store, const char *key, size_t max_len, void **ret_
     return inner->ops->get(inner, key, max_len, ret_buf, ret_len, err);
 }
 
-static int delete_object(struct store *store, const char *key, struct cairn_error *err)
+static int delete_object(struct store *store, const char *key, bool durable,
+                         struct cairn_error *err)
 {
     struct store *inner = reach(store);
 
-    return inner->ops->delete (inner, key, err);
+    return inner->ops->delete (inner, key, durable, err);
 }
 
 static int list(struct store *store, const char *prefix, const char *after, store_list_fn fn,
@@ -221,6 +244,14 @@ static int expire_uploads(struct store *store, uint64_t age_s, struct store_expi
     return inner->ops->expire_uploads(inner, age_s, ret_expired, err);
 }
 
+static int expire_temporaries(struct store *store, struct store_expired *ret_expired,
+                              struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->expire_temporaries(inner, ret_expired, err);
+}
+
 /* -- Opening ---------------------------------------------------------------------------------- */
 
 static void slow_close(struct store *store)
@@ -235,6 +266,9 @@ static const struct store_ops slow_ops = {
     .close = slow_close,
     .put = put,
     .head = head,
+    .stat = stat_object,
+    .now = now,
+    .touch = touch,
     .get = get,
     .open_source = open_source,
     .open_fd = open_fd,
@@ -251,6 +285,7 @@ static const struct store_ops slow_ops = {
     .upload_abort = upload_abort,
     .list_uploads = list_uploads,
     .expire_uploads = expire_uploads,
+    .expire_temporaries = expire_temporaries,
 };
 
 /* `<ms>:<URL>` taken apart; false: it is something else. */

@@ -613,6 +613,40 @@ static void test_lock_ends_with_its_process(void **state)
     close(ready[0]);
 }
 
+static void test_ages_are_told_by_the_stores_clock(void **state)
+{
+    struct fixture *f = *state;
+    struct store_stat old, touched;
+    uint64_t now_us = 0;
+
+    put_text(f->store, "repos/x", "hello");
+    assert_int_equal(store_stat(f->store, "repos/x", &old, &err), CAIRN_OK);
+    assert_int_equal(old.size, 5);
+    assert_int_equal(store_now(f->store, &now_us, &err), CAIRN_OK);
+    assert_true(now_us >= old.time_us && now_us - old.time_us < 3600 * UINT64_C(1000000));
+    do {
+        assert_int_equal(store_touch(f->store, "repos/x", &err), CAIRN_OK);
+        assert_int_equal(store_stat(f->store, "repos/x", &touched, &err), CAIRN_OK);
+        assert_true(touched.time_us >= old.time_us);
+    } while (touched.time_us == old.time_us);
+    assert_int_equal(store_touch(f->store, "repos/y", &err), CAIRN_E_NOT_FOUND);
+    assert_int_equal(store_stat(f->store, "repos/y", &old, &err), CAIRN_E_NOT_FOUND);
+}
+
+static void test_notes_are_objects_too(void **state)
+{
+    struct fixture *f = *state;
+
+    assert_int_equal(store_put(f->store, "claims/a", "one", 3, STORE_PUT_NOTE, &err), CAIRN_OK);
+    assert_text(f->store, "claims/a", "one");
+    assert_int_equal(store_put(f->store, "claims/a", "two", 3, STORE_PUT_NOTE, &err),
+                     CAIRN_E_CONFLICT);
+    assert_text(f->store, "claims/a", "one");
+    assert_int_equal(store_forget(f->store, "claims/a", &err), CAIRN_OK);
+    assert_int_equal(store_forget(f->store, "claims/a", &err), CAIRN_E_NOT_FOUND);
+    assert_int_equal(count_files(f, "tmp"), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -631,6 +665,8 @@ int main(void)
         STORE_TEST(test_cas_loses_nothing_among_processes),
         STORE_TEST(test_lock_is_exclusive_until_unlocked),
         STORE_TEST(test_lock_ends_with_its_process),
+        STORE_TEST(test_ages_are_told_by_the_stores_clock),
+        STORE_TEST(test_notes_are_objects_too),
         STORE_TEST(test_upload_becomes_an_object),
         STORE_TEST(test_upload_of_what_exists_succeeds),
         STORE_TEST(test_upload_refuses_gaps_and_overlaps),
