@@ -35,6 +35,10 @@ struct http_reply;
 enum http_method http_method(const struct http_request *req);
 const char *http_path(const struct http_request *req); /* percent-decoded once, no NUL inside */
 const char *http_request_id(const struct http_request *req);
+/* Who asks, for the log: what http_admission.admit has found out; "" if it did not. */
+const char *http_user(const struct http_request *req);
+/* Copied; cut at 64 bytes. */
+void http_set_user(struct http_request *req, const char *name);
 const char *http_header(const struct http_request *req, const char *name); /* NULL: absent */
 /* Decoded; NULL: absent. */
 const char *http_query(const struct http_request *req, const char *name);
@@ -144,6 +148,16 @@ struct http_route {
     void *ctx;
 };
 
+/*
+ * Who may do what.  admit is called on a worker, once for each request that has a route and one of
+ * its methods, before begin and handle and before any of the body is read: true lets it go on;
+ * false refuses it, with the reply that admit has filled in (403 if it did not).
+ */
+struct http_admission {
+    bool (*admit)(void *ctx, struct http_request *req, struct http_reply *reply); /* NULL: all */
+    void *ctx;
+};
+
 struct http_options {
     const char *listen; /* addr:port, [v6]:port; port 0: any that is free */
     unsigned threads;   /* of libmicrohttpd: one daemon each */
@@ -152,6 +166,7 @@ struct http_options {
     unsigned connection_timeout_s;
     size_t connection_memory;
     size_t reply_memory; /* for bodies that clients have not fetched yet; beyond it: 503 */
+    struct http_admission admission;
 };
 
 struct http_server;

@@ -34,6 +34,7 @@ struct fixture {
     unsigned sinks_freed;
     unsigned streams_freed;
     uint64_t received; /* by sinks */
+    unsigned *asked;   /* how often admit_named was */
 };
 
 /* -- Handlers under test ------------------------------------------------------------------ */
@@ -59,7 +60,8 @@ static inline void handle_text(void *ctx, const struct http_request *req, struct
 {
     const char *q = http_query(req, "q");
     char *text;
-    int len = asprintf(&text, "path=%s q=%s", http_path(req), q ? q : "(none)");
+    int len = asprintf(&text, "path=%s q=%s%s%s", http_path(req), q ? q : "(none)",
+                       *http_user(req) ? " user=" : "", http_user(req));
 
     (void)ctx;
     http_reply_header(reply, "X-Extra", "%d", 42);
@@ -208,6 +210,18 @@ static inline void handle_sum(void *ctx, const struct http_request *req, struct 
     http_reply_buffer(reply, 201, "text/plain", text, (size_t)len);
 }
 
+/* X-User names who asks; nobody and somebody called mallory are refused, the latter wordlessly. */
+static inline bool admit_named(void *ctx, struct http_request *req, struct http_reply *reply)
+{
+    const char *user = http_header(req, "X-User");
+
+    __atomic_add_fetch((unsigned *)ctx, 1, __ATOMIC_SEQ_CST);
+    http_set_user(req, user ? user : "");
+    if (!user)
+        http_reply_error(reply, 401, "UNAUTHORIZED", "who are you?");
+    return user && strcmp(user, "mallory") != 0;
+}
+
 /* -- Server and client -------------------------------------------------------------------- */
 
 static struct http_route routes[] = {
@@ -223,17 +237,17 @@ static struct http_route routes[] = {
 /* Long enough for a client that gets no turn on a busy machine. */
 #define PATIENCE_S 60
 
-static inline int start_with(void **state, unsigned workers, size_t reply_memory,
-                             unsigned timeout_s)
+static inline int start_options(void **state, const struct http_options *changes)
 {
     const struct http_options options = {
         .listen = "127.0.0.1:0",
         .threads = 2,
-        .workers = workers,
+        .workers = changes->workers,
         .max_connections = 200,
-        .connection_timeout_s = timeout_s,
+        .connection_timeout_s = changes->connection_timeout_s,
         .connection_memory = 256 << 10,
-        .reply_memory = reply_memory,
+        .reply_memory = changes->reply_memory,
+        .admission = changes->admission,
     };
     struct fixture *f = calloc(1, sizeof(*f));
     struct cairn_error err;
@@ -252,9 +266,37 @@ static inline int start_with(void **state, unsigned workers, size_t reply_memory
     return 0;
 }
 
+static inline int start_with(void **state, unsigned workers, size_t reply_memory,
+                             unsigned timeout_s)
+{
+    const struct http_options changes = {
+        .workers = workers,
+        .reply_memory = reply_memory,
+        .connection_timeout_s = timeout_s,
+    };
+
+    return start_options(state, &changes);
+}
+
 static inline int setup(void **state)
 {
     return start_with(state, 4, 64 << 20, PATIENCE_S);
+}
+
+static inline int setup_admitting(void **state)
+{
+    static unsigned asked;
+    const struct http_options changes = {
+        .workers = 4,
+        .reply_memory = 64 << 20,
+        .connection_timeout_s = PATIENCE_S,
+        .admission = {admit_named, &asked},
+    };
+
+    asked = 0;
+    start_options(state, &changes);
+    ((struct fixture *)*state)->asked = &asked;
+    return 0;
 }
 
 static inline int setup_one_worker(void **state)

@@ -69,6 +69,43 @@ static void test_request_id_is_kept_or_made(void **state)
     free(a.text);
 }
 
+/* -- Admission ---------------------------------------------------------------------------- */
+
+static void assert_answer(struct answer a, unsigned status, const char *text)
+{
+    assert_int_equal(a.status, status);
+    assert_non_null(strstr(a.text, text));
+    free(a.text);
+}
+
+static void test_who_is_not_admitted_gets_no_handler(void **state)
+{
+    struct fixture *f = *state;
+
+    assert_answer(request(f, "GET", "/text/", NULL), 401, "who are you?");
+    assert_answer(request(f, "GET", "/text/", "X-User: mallory\r\n"), 403, "DENIED");
+    assert_answer(request(f, "GET", "/text/", "X-User: alice\r\n"), 200, "user=alice");
+    assert_answer(upload(f, "PUT", "/echo", 100), 401, "who are you?");
+    assert_answer(upload(f, "PUT", "/sum/", 1000000), 401, "who are you?");
+    assert_int_equal(f->received, 0);
+    assert_int_equal(*f->asked, 5);
+}
+
+static void test_admission_is_asked_once_a_request(void **state)
+{
+    struct fixture *f = *state;
+
+    assert_answer(
+        request(f, "PUT", "/sum/", "X-User: a\r\nContent-Length: 4\r\n\r\n\x00\x1f\x3e\x5d"), 201,
+        "");
+    assert_int_equal(*f->asked, 1);
+    assert_answer(request(f, "POST", "/echo", "X-User: a\r\nContent-Length: 2\r\n\r\nhi"), 200,
+                  "\r\n\r\nhi");
+    assert_int_equal(*f->asked, 2);
+    assert_status(f, "GET", "/nothing", 404); /* there is nothing to ask about */
+    assert_int_equal(*f->asked, 2);
+}
+
 /* -- Replies ------------------------------------------------------------------------------ */
 
 static void assert_pattern(const struct answer *a, uint64_t len)
@@ -422,6 +459,10 @@ int main(void)
         HTTP_TEST(test_failing_sink_is_the_reply),
         HTTP_TEST(test_get_with_a_body_is_refused),
         HTTP_TEST(test_client_gone_in_mid_body),
+        cmocka_unit_test_setup_teardown(test_who_is_not_admitted_gets_no_handler, setup_admitting,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_admission_is_asked_once_a_request, setup_admitting,
+                                        teardown),
         cmocka_unit_test_setup_teardown(test_silent_client_times_out, setup_impatient, teardown),
         HTTP_TEST(test_client_gone_in_mid_reply),
         cmocka_unit_test_setup_teardown(test_replies_that_nobody_fetches_are_bounded,

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A request as its handlers see it, how it begins, and how it ends: with a line in the log.
+ *
+ * It is held by its connection and, while a piece of its body is being handed over, by the work
+ * that does so: the client may vanish then.
+ */
+#include "http_request.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "clock.h"
+#include "log.h"
+
+/* -- Requests, as handlers see them ------------------------------------------------------- */
+
+enum http_method http_method(const struct http_request *req)
+{
+    return req->method;
+}
+
+const char *http_path(const struct http_request *req)
+{
+    return req->uri.path;
+}
+
+const char *http_request_id(const struct http_request *req)
+{
+    return req->id;
+}
+
+const char *http_user(const struct http_request *req)
+{
+    return req->user;
+}
+
+void http_set_user(struct http_request *req, const char *name)
+{
+    snprintf(req->user, sizeof(req->user), "%s", name);
+}
+
+const char *http_header(const struct http_request *req, const char *name)
+{
+    return MHD_lookup_connection_value(req->connection, MHD_HEADER_KIND, name);
+}
+
+const char *http_query(const struct http_request *req, const char *name)
+{
+    for (unsigned i = 0; i < req->uri.nr_query; i++) {
+        if (strcmp(req->uri.query[i].name, name) == 0)
+            return req->uri.query[i].value;
+    }
+    return NULL;
+}
+
+const void *http_body(const struct http_request *req, size_t *ret_len)
+{
+    *ret_len = req->body.len;
+    return req->body.data ? req->body.data : "";
+}
+
+bool http_content_length(const struct http_request *req, uint64_t *ret_len)
+{
+    const char *text = http_header(req, "Content-Length");
+    char *end;
+
+    if (!text || http_header(req, "Transfer-Encoding"))
+        return false;
+    errno = 0;
+    *ret_len = strtoull(text, &end, 10); /* libmicrohttpd has checked it */
+    return errno == 0 && *end == 0 && end != text;
+}
+
+void http_collect_body(struct http_request *req, size_t max)
+{
+    req->collect_max = max;
+}
+
+void http_stream_body(struct http_request *req, const struct http_sink *sink)
+{
+    req->sink = *sink;
+}
+
+void *http_sink_ctx(const struct http_request *req)
+{
+    return req->sink.ctx;
+}
+
+/* -- Life and death of a request ---------------------------------------------------------- */
+
+void http_request_release_sink(struct http_request *req)
+{
+    if (req->sink.free)
+        req->sink.free(req->sink.ctx);
+    req->sink.free = NULL;
+}
+
+static void request_free(struct http_request *req)
+{
+    struct http_server *server = req->server;
+
+    http_request_release_sink(req);
+    if (req->response)
+        MHD_destroy_response(req->response);
+    atomic_fetch_sub(&server->collected, req->body_size);
+    atomic_fetch_sub(&server->replying, req->reply_memory);
+    http_reply_release(&req->reply);
+    http_uri_release(&req->uri);
+    pthread_mutex_destroy(&req->lock);
+    free(req->target);
+    free(req->body.data);
+    free(req->filling.data);
+    free(req->sinking.data);
+    free(req);
+    pthread_mutex_lock(&server->lock);
+    if (--server->nr_requests == 0)
+        pthread_cond_broadcast(&server->idle);
+    pthread_mutex_unlock(&server->lock);
+}
+
+static void run_free(struct work *work, bool cancelled)
+{
+    (void)cancelled;
+    request_free((struct http_request *)work);
+}
+
+/* A sink that is still there was cut off in mid-body; what it then does may block. */
+void http_request_unref(struct http_request *req)
+{
+    unsigned refs;
+
+    pthread_mutex_lock(&req->lock);
+    refs = --req->refs;
+    pthread_mutex_unlock(&req->lock);
+    if (refs > 0)
+        return;
+    req->work.run = run_free;
+    if (!req->sink.free || !workers_submit(req->server->workers, &req->work, WORK_CONTINUES))
+        request_free(req);
+}
+
+void *http_request_start(void *cls, const char *target, struct MHD_Connection *connection)
+{
+    struct http_server *server = cls;
+    struct http_request *req = calloc(1, sizeof(*req));
+
+    if (!req)
+        return NULL;
+    req->server = server;
+    req->connection = connection;
+    req->refs = 1;
+    req->target = strdup(target);
+    pthread_mutex_init(&req->lock, NULL);
+    req->started_us = clock_now_us();
+    snprintf(req->id, sizeof(req->id), "%08x-%x", server->id_prefix,
+             atomic_fetch_add(&server->next_id, 1));
+    http_reply_init(&req->reply, req->id);
+    pthread_mutex_lock(&server->lock);
+    server->nr_requests++;
+    pthread_mutex_unlock(&server->lock);
+    return req;
+}
+
+static void log_request(const struct http_request *req, bool complete)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(req->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    char peer[NI_MAXHOST] = "";
+    struct log_line line;
+
+    if (info)
+        getnameinfo(info->client_addr,
+                    info->client_addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6)
+                                                             : sizeof(struct sockaddr_in),
+                    peer, sizeof(peer), NULL, 0, NI_NUMERICHOST);
+    log_begin(&line, LOG_LEVEL_INFO, "request");
+    log_text(&line, "method", req->method_text);
+    log_text(&line, "path", req->target ? req->target : "");
+    log_number(&line, "status", req->phase == PHASE_SENT ? req->reply.status : 0);
+    log_number(&line, "bytes", complete && req->method != HTTP_HEAD ? req->reply_len : 0);
+    log_number(&line, "dur_ms", (clock_now_us() - req->started_us) / 1000);
+    log_text(&line, "id", req->id);
+    if (req->user[0])
+        log_text(&line, "user", req->user);
+    log_text(&line, "peer", peer);
+    if (!complete)
+        log_text(&line, "cut", "yes");
+    if (req->reply.message[0])
+        log_text(&line, "error", req->reply.message);
+    log_end(&line);
+}
+
+void http_request_completed(void *cls, struct MHD_Connection *connection, void **con_cls,
+                            enum MHD_RequestTerminationCode how)
+{
+    struct http_request *req = *con_cls;
+
+    (void)cls;
+    (void)connection;
+    *con_cls = NULL;
+    if (!req)
+        return;
+    log_request(req, how == MHD_REQUEST_TERMINATED_COMPLETED_OK);
+    http_request_unref(req);
+}

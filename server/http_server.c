@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The server: libmicrohttpd's daemons, one thread each, the workers, and how they start and stop.
+ */
+#include "http_request.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "log.h"
+
+#define QUEUED_PER_WORKER 64
+
+static void on_mhd_log(void *cls, const char *fmt, va_list ap)
+    __attribute__((format(printf, 2, 0)));
+static void on_mhd_log(void *cls, const char *fmt, va_list ap)
+{
+    char text[512];
+
+    (void)cls;
+    vsnprintf(text, sizeof(text), fmt, ap);
+    text[strcspn(text, "\r\n")] = 0;
+    log_event(LOG_LEVEL_DEBUG, "http", "%s", text);
+}
+
+/* Paths and queries are ours to decode. */
+static size_t keep_escapes(void *cls, struct MHD_Connection *connection, char *text)
+{
+    (void)cls;
+    (void)connection;
+    return strlen(text);
+}
+
+/* -- Starting and stopping ---------------------------------------------------------------- */
+
+static struct MHD_Daemon *start_daemon(struct http_server *server,
+                                       const struct http_options *options)
+{
+    const unsigned nr_connections = (options->max_connections - 1) / options->threads + 1;
+
+    return MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_USE_TURBO | MHD_ALLOW_SUSPEND_RESUME |
+            MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG,
+        0, NULL, NULL, http_request_step, server,
+        /* the logger first, for what the other options have to say */
+        MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, server,                         //
+        MHD_OPTION_CONNECTION_LIMIT, nr_connections,                            //
+        MHD_OPTION_CONNECTION_TIMEOUT, options->connection_timeout_s,           //
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, options->connection_memory,         //
+        MHD_OPTION_CONNECTION_MEMORY_INCREMENT, options->connection_memory / 4, //
+        MHD_OPTION_STRICT_FOR_CLIENT, 1,                                        //
+        MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, server,                     //
+        MHD_OPTION_URI_LOG_CALLBACK, http_request_start, server,                //
+        MHD_OPTION_NOTIFY_COMPLETED, http_request_completed, server,            //
+        MHD_OPTION_END);
+}
+
+static int start_daemons(struct http_server *server, const struct http_options *options,
+                         struct cairn_error *err)
+{
+    server->daemons = calloc(options->threads, sizeof(*server->daemons));
+    if (!server->daemons)
+        return error_no_memory(err, "the HTTP server");
+    for (; server->nr_daemons < options->threads; server->nr_daemons++) {
+        struct MHD_Daemon *daemon = start_daemon(server, options);
+
+        if (!daemon)
+            return error_set(err, CAIRN_E_IO, "cannot start the HTTP server on %s",
+                             server->address);
+        server->daemons[server->nr_daemons] = daemon;
+    }
+    return CAIRN_OK;
+}
+
+static int start(struct http_server *server, const struct http_options *options,
+                 struct cairn_error *err)
+{
+    CLEANUP_CLOSE int fd = -1;
+    int r = http_listen(options->listen, &fd, err);
+
+    if (!r)
+        r = http_socket_name(fd, server->address, sizeof(server->address), err);
+    if (!r)
+        r = workers_new(options->workers, (size_t)options->workers * QUEUED_PER_WORKER,
+                        &server->workers, err);
+    if (!r)
+        r = start_daemons(server, options, err);
+    if (!r)
+        r = http_acceptor_start(fd, server->daemons, server->nr_daemons, &server->acceptor, err);
+    if (!r)
+        steal_fd(&fd);
+    return r;
+}
+
+/* Every suspended connection is resumed by the work it waits for, done or cancelled; so when the
+ * workers have stopped there is none left, as MHD_stop_daemon demands. */
+static void server_free(struct http_server *server)
+{
+    if (server->workers)
+        workers_stop(server->workers);
+    while (server->nr_daemons > 0)
+        MHD_stop_daemon(server->daemons[--server->nr_daemons]);
+    workers_free(server->workers);
+    pthread_cond_destroy(&server->idle);
+    pthread_mutex_destroy(&server->lock);
+    free(server->daemons);
+    free(server);
+}
+
+int http_server_start(const struct http_options *options, const struct http_route *routes,
+                      size_t nr_routes, struct http_server **ret_server, struct cairn_error *err)
+{
+    struct http_server *server = calloc(1, sizeof(*server));
+    pthread_condattr_t attr;
+    int r;
+
+    if (!server)
+        return error_no_memory(err, "the HTTP server");
+    server->admission = options->admission;
+    server->routes = routes;
+    server->nr_routes = nr_routes;
+    server->max_replying = options->reply_memory;
+    if (getrandom(&server->id_prefix, sizeof(server->id_prefix), 0) < 0)
+        server->id_prefix = (uint32_t)getpid();
+    pthread_mutex_init(&server->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&server->idle, &attr);
+    pthread_condattr_destroy(&attr);
+    r = start(server, options, err);
+    if (r)
+        server_free(server);
+    else
+        *ret_server = server;
+    return r;
+}
+
+const char *http_server_address(const struct http_server *server)
+{
+    return server->address;
+}
+
+static void wait_until_idle(struct http_server *server, unsigned timeout_ms)
+{
+    struct timespec deadline;
+    int waited = 0;
+
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += timeout_ms / 1000;
+    deadline.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
+    if (deadline.tv_nsec >= 1000000000) {
+        deadline.tv_sec++;
+        deadline.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(&server->lock);
+    while (server->nr_requests > 0 && waited == 0)
+        waited = pthread_cond_timedwait(&server->idle, &server->lock, &deadline);
+    if (server->nr_requests > 0)
+        log_event(LOG_LEVEL_WARN, "stop", "%u requests are cut at the deadline",
+                  server->nr_requests);
+    pthread_mutex_unlock(&server->lock);
+}
+
+void http_server_stop(struct http_server *server, unsigned timeout_ms)
+{
+    if (!server)
+        return;
+    atomic_store(&server->stopping, true);
+    http_acceptor_stop(server->acceptor);
+    wait_until_idle(server, timeout_ms);
+    server_free(server);
+}
