@@ -20,7 +20,7 @@ packages_test=(
     python3 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin fio skopeo curl
     e2fsprogs busybox-static strace redis-server
 )
-packages_bench=(python3 qemu-utils nbdkit libnbd-bin fio time 'nginx-light|nginx-core|nginx-full|nginx')
+packages_bench=(python3 qemu-utils nbdkit libnbd-bin fio time wrk 'nginx-light|nginx-core|nginx-full|nginx')
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2

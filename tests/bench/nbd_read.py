@@ -11,14 +11,13 @@ gives no figure at all is printed as "stalls".
 """
 
 import json
-import os
 import pathlib
 import tempfile
 import time
 
-from nbd_bench import (Contender, cell, make_image, median, parse_arguments, run, start_qemu_nbd,
-                       wait_for)
-from cairntest import Attachment, Cairnd, MIB, Process, private_home
+from nbd_bench import Contender, cell, make_image, median, parse_arguments, start_qemu_nbd
+from cairntest import Attachment, Cairnd, MIB, private_home
+from nginx import Nginx
 
 PATTERNS = {
     "sequential 4 KiB, depth 1": ("--rw=read", "--iodepth=1"),
@@ -28,42 +27,19 @@ PATTERNS = {
 }
 
 
-def start_nginx(folder, servers):
-    """nginx serving the folder on a free port; its URL."""
-    for port in range(20000 + os.getpid() % 10000, 40000):
-        (folder / "nginx.conf").write_text(
-            f"daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.error;\n"
-            "worker_processes 2; events {}\n"
-            f"http {{ access_log off; sendfile on; keepalive_requests 1000000000;\n"
-            f"client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;\n"
-            f"fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;\n"
-            f"server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
-            + ("user root;\n" if os.geteuid() == 0 else ""))
-        nginx = Process(["nginx", "-p", folder, "-c", folder / "nginx.conf"], folder / "nginx.log")
-        url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: not nginx.running or answers(f"{url}/disk.qcow2"), "nginx")
-        if nginx.running:
-            servers.append(nginx)
-            return url
-    raise SystemExit(f"nginx does not start:\n{nginx.describe()}")
-
-
-def answers(url):
-    return run("qemu-img", "info", "-f", "raw", url, code=None).code == 0
-
-
 def start_all(folder, image, servers, contenders):
     """What is compared, in the table's order."""
     server = Cairnd(folder / "cairn")
     servers.append(server)
     server.push(image, "bench:v1")
-    nginx = start_nginx(folder, servers)
+    nginx = Nginx(folder, "disk.qcow2")
+    servers.append(nginx)
     for name, start in (
             ("cairn, remote", lambda: Attachment(server.url, folder / "attach.log", "bench:v1",
                                                  "--read-only")),
             ("qemu-nbd, local file", lambda: start_qemu_nbd(folder, "local", image, "-r")),
             ("qemu-nbd, HTTP from nginx", lambda: start_qemu_nbd(folder, "http",
-                                                                 f"{nginx}/disk.qcow2", "-r"))):
+                                                                 f"{nginx.url}/disk.qcow2", "-r"))):
         contenders.append(Contender(name, start))
 
 
