@@ -13,6 +13,7 @@
 
 #include "disks.h"
 #include "http.h"
+#include "jobs.h"
 #include "log.h"
 #include "metacache.h"
 #include "metrics.h"
@@ -136,6 +137,17 @@ static void expire_uploads(struct store *store, uint64_t age_s)
                   expired.nr, expired.bytes);
 }
 
+/* Records of jobs name this process as `host[pid]`. */
+static int start_jobs(struct store *store, const struct job_kind *kinds, size_t nr_kinds,
+                      struct jobs **ret_jobs, struct cairn_error *err)
+{
+    char host[256] = "", name[300];
+
+    gethostname(host, sizeof(host) - 1);
+    snprintf(name, sizeof(name), "%s[%ld]", host, (long)getpid());
+    return jobs_new(store, name, kinds, nr_kinds, ret_jobs, err);
+}
+
 static int serve(const struct params *p, const sigset_t *signals, struct cairn_error *err)
 {
     CLEANUP(redis_free_p) struct redis *redis = NULL;
@@ -152,6 +164,9 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
     CLEANUP(store_close_p) struct store *store = NULL;
     CLEANUP(disks_free_p) struct disks *disks = NULL;
     CLEANUP(registry_free_p) struct registry *registry = NULL;
+    struct job_kind kinds[1];
+    size_t nr_kinds = 0;
+    CLEANUP(jobs_free_p) struct jobs *jobs = NULL;
     int r = store_open(p->store, &store, err);
 
     if (r == CAIRN_OK)
@@ -163,12 +178,15 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         r = disks_new(store, &disks_options, &disks, err);
     if (r == CAIRN_OK)
         r = registry_new(store, disks, &registry_options, &registry, err);
+    if (r == CAIRN_OK)
+        r = start_jobs(store, kinds, nr_kinds, &jobs, err);
     if (r)
         return r;
 
     struct metrics_source sources[] = {
         {disks_write_metrics, disks},
         {store_write_metrics, store},
+        {jobs_write_metrics, jobs},
         {redis ? redis_write_metrics : NULL, redis},
         {NULL, NULL},
     };
@@ -182,6 +200,11 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
          .methods = HTTP_GET | HTTP_HEAD,
          .handle = handle_disks,
          .ctx = disks},
+        {.path = "/v1/jobs", .methods = HTTP_GET | HTTP_HEAD, .handle = jobs_handle, .ctx = jobs},
+        {.path = "/v1/jobs/",
+         .methods = HTTP_GET | HTTP_HEAD | HTTP_DELETE,
+         .handle = jobs_handle,
+         .ctx = jobs},
         {.path = "/v2",
          .methods = HTTP_GET | HTTP_HEAD,
          .handle = registry_handle,
