@@ -77,21 +77,21 @@ static void forget_session(struct upload *up)
 
 /* -- Opening, mounting, asking -------------------------------------------------------------- */
 
-/* POST: a new session, or with from the blob itself (201). */
+/* POST: a new session, or with from the blob itself (201).  The service is told how large the blob
+ * is: where there is no room for it, it says so before anything is sent. */
 static int open_session(struct upload *up, const char *from, bool *ret_mounted,
                         struct cairn_error *err)
 {
-    char path[2 * CLIENT_PATH_MAX];
+    char path[2 * CLIENT_PATH_MAX], mount[CLIENT_PATH_MAX] = "";
     struct remote_request req = {.method = "POST", .path = path};
     struct remote_answer answer;
     int ret;
 
     forget_session(up);
     if (from)
-        snprintf(path, sizeof(path), "/v2/%s/blobs/uploads/?from=%s&mount=%s", up->repo, from,
-                 up->name);
-    else
-        snprintf(path, sizeof(path), "/v2/%s/blobs/uploads/", up->repo);
+        snprintf(mount, sizeof(mount), "from=%s&mount=%s&", from, up->name);
+    snprintf(path, sizeof(path), "/v2/%s/blobs/uploads/?%ssize=%" PRIu64, up->repo, mount,
+             up->src->size);
     ret = request(up, &req, &answer, err);
     if (ret != CAIRN_OK)
         return error_prefix(err, ret, "push %s", up->name);

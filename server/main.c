@@ -160,6 +160,9 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
     const struct registry_options registry_options = {
         .max_manifest = p->max_manifest,
         .max_upload = p->max_upload,
+        .quota = {.rules = p->quota,
+                  .max_uploads = p->max_uploads,
+                  .max_unfinished = p->max_unfinished},
     };
     CLEANUP(store_close_p) struct store *store = NULL;
     CLEANUP(disks_free_p) struct disks *disks = NULL;
@@ -188,6 +191,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         {store_write_metrics, store},
         {jobs_write_metrics, jobs},
         {redis ? redis_write_metrics : NULL, redis},
+        {quota_write_metrics, registry_quota(registry)},
         {NULL, NULL},
     };
     const struct http_route routes[] = {
@@ -205,6 +209,10 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
          .methods = HTTP_GET | HTTP_HEAD | HTTP_DELETE,
          .handle = jobs_handle,
          .ctx = jobs},
+        {.path = "/v1/repositories/",
+         .methods = HTTP_GET | HTTP_HEAD,
+         .handle = registry_usage,
+         .ctx = registry},
         {.path = "/v2",
          .methods = HTTP_GET | HTTP_HEAD,
          .handle = registry_handle,

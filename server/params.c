@@ -15,10 +15,11 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "byte_count.h"
 #include "chain_index.h"
-#include "checked.h"
 #include "log.h"
 #include "manifest.h"
+#include "quota_rules.h"
 #include "quote.h"
 
 #define KIB (UINT64_C(1) << 10)
@@ -31,6 +32,7 @@
 enum param_type {
     PARAM_TEXT,
     PARAM_LOG_LEVEL,
+    PARAM_QUOTA,
     PARAM_NUMBER,
     PARAM_BYTES, /* a number with an optional K, M, G or T behind it */
 };
@@ -90,6 +92,12 @@ static const struct param table[] = {
      "the largest manifest that is accepted"},
     {"max-upload", PARAM_BYTES, FIELD(max_upload), "64T", MIB, CHAIN_VIRTUAL_SIZE_MAX, "bytes",
      "the largest blob that is accepted"},
+    {"quota", PARAM_QUOTA, FIELD(quota), NULL, 0, 0, "size|pattern=size[,...]",
+     "bytes that a repository may hold; of several patterns the first that matches counts"},
+    {"max-uploads", PARAM_NUMBER, FIELD(max_uploads), "1024", 1, 1000000, "uploads",
+     "unfinished uploads that one repository may have"},
+    {"max-unfinished", PARAM_BYTES, FIELD(max_unfinished), "64T", MIB, CHAIN_VIRTUAL_SIZE_MAX,
+     "bytes", "what unfinished uploads of one repository may hold together"},
     {"upload-age", PARAM_NUMBER, FIELD(upload_age), "604800", 60, 315360000, "seconds",
      "an unfinished upload is removed when nothing was added to it for this long"},
 };
@@ -106,14 +114,20 @@ static int check_log_level(const char *text, struct cairn_error *err)
                      quote_str(text, quoted));
 }
 
+static int check_quota(const char *text, struct cairn_error *err)
+{
+    CLEANUP(quota_rules_free_p) struct quota_rules *rules = NULL;
+
+    return quota_rules_parse(text, &rules, err);
+}
+
 /* The types that are texts; NULL: any text will do. */
 static const struct {
     bool is_text;
     int (*check)(const char *text, struct cairn_error *err);
 } types[] = {
-    [PARAM_TEXT] = {true, NULL},
-    [PARAM_LOG_LEVEL] = {true, check_log_level},
-    [PARAM_NUMBER] = {false, NULL},
+    [PARAM_TEXT] = {true, NULL},         [PARAM_LOG_LEVEL] = {true, check_log_level},
+    [PARAM_QUOTA] = {true, check_quota}, [PARAM_NUMBER] = {false, NULL},
     [PARAM_BYTES] = {false, NULL},
 };
 
@@ -155,36 +169,16 @@ static int set_text(const struct param *p, char **field, const char *text, struc
     return CAIRN_OK;
 }
 
-/* The factor that a suffix stands for; 0 if it is none. */
-static uint64_t factor_of(const struct param *p, const char *suffix)
-{
-    static const struct {
-        char letter;
-        uint64_t factor;
-    } factors[] = {{'K', KIB}, {'M', MIB}, {'G', GIB}, {'T', TIB}};
-
-    if (!*suffix)
-        return 1;
-    if (p->type != PARAM_BYTES || suffix[1])
-        return 0;
-    for (size_t i = 0; i < sizeof(factors) / sizeof(factors[0]); i++)
-        if (toupper((unsigned char)*suffix) == factors[i].letter)
-            return factors[i].factor;
-    return 0;
-}
-
 static int set_number(const struct param *p, uint64_t *field, const char *text,
                       struct cairn_error *err)
 {
     char quoted[QUOTE_MAX];
-    uint64_t value, factor;
-    char *end;
+    const size_t len = strlen(text);
+    uint64_t value;
+    bool is_one = p->type == PARAM_BYTES ? byte_count_parse(text, len, &value)
+                                         : number_parse(text, len, &value);
 
-    errno = 0;
-    value = strtoull(text, &end, 10);
-    factor = factor_of(p, end);
-    if (!isdigit((unsigned char)*text) || errno || factor == 0 ||
-        !checked_mul(value, factor, &value) || value < p->min || value > p->max)
+    if (!is_one || value < p->min || value > p->max)
         return error_set(err, CAIRN_E_USAGE, "%s, expected %" PRIu64 " to %" PRIu64 " %s%s",
                          quote_str(text, quoted), p->min, p->max, p->unit,
                          p->type == PARAM_BYTES ? " (K, M, G, T)" : "");

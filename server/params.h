@@ -35,6 +35,9 @@ struct params {
     uint64_t max_virtual_size;
     uint64_t max_manifest;
     uint64_t max_upload;
+    char *quota; /* NULL: none */
+    uint64_t max_uploads;
+    uint64_t max_unfinished;
     uint64_t upload_age; /* seconds */
 };
 

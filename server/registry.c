@@ -322,6 +322,8 @@ int registry_new(struct store *store, struct disks *disks, const struct registry
     registry->options = *options;
     r = sessions_new(&registry->sessions, err);
     if (!r)
+        r = quota_new(store, &options->quota, &registry->quota, err);
+    if (!r)
         r = registry_shown_new(&registry->shown, err);
     if (!r)
         *ret_registry = steal_ptr(registry);
@@ -333,6 +335,13 @@ void registry_free(struct registry *registry)
     if (!registry)
         return;
     cache_free(registry->shown);
-    sessions_free(registry->sessions);
+    quota_free(registry->quota);
+    if (registry->sessions)
+        sessions_free(registry->sessions);
     free(registry);
+}
+
+struct quota *registry_quota(struct registry *registry)
+{
+    return registry->quota;
 }

@@ -9,6 +9,7 @@
 #include "disks.h"
 #include "http.h"
 #include "manifest.h"
+#include "quota.h"
 #include "store.h"
 
 struct registry;
@@ -16,12 +17,17 @@ struct registry;
 struct registry_options {
     size_t max_manifest; /* bytes; at most MANIFEST_BYTES_MAX */
     uint64_t max_upload; /* bytes of one blob */
+    struct quota_options quota;
 };
 
 int registry_new(struct store *store, struct disks *disks, const struct registry_options *options,
                  struct registry **ret_registry, struct cairn_error *err);
 void registry_free(struct registry *registry);
 CLEANUP_DEFINE(struct registry *, registry_free)
+struct quota *registry_quota(struct registry *registry);
+
+/* GET /v1/repositories/<name>, as a route's handle: what the repository holds, and may hold. */
+void registry_usage(void *registry, const struct http_request *req, struct http_reply *reply);
 
 /* The two functions of a route for `/v2/` (http.h); registry is a struct registry. */
 void registry_begin(void *registry, struct http_request *req, struct http_reply *reply);

@@ -35,6 +35,7 @@ struct registry {
     struct disks *disks;
     struct registry_options options;
     struct sessions *sessions;
+    struct quota *quota;
     struct cache *shown; /* blobs that are being read (registry_blobs.c) */
 };
 

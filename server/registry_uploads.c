@@ -23,7 +23,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "byte_count.h"
 #include "checked.h"
+#include "quote.h"
 
 #define SESSIONS_IDLE_MAX 256
 #define CHUNK_MIN         (5u << 20) /* S3's smallest part; smaller chunks are taken all the same */
@@ -167,7 +169,9 @@ struct writer {
     struct registry *registry;
     struct session *session;
     unsigned turn;
-    uint64_t off; /* where the next byte goes */
+    uint64_t off;   /* where the next byte goes */
+    uint64_t room;  /* as much as the repository's quota lets the upload have */
+    uint64_t total; /* as much as ?size= says that it will have; UINT64_MAX: nothing was said */
     bool ended;
     bool monolithic; /* nobody else knows the upload: without its end it is of no use */
 };
@@ -198,14 +202,32 @@ static int check_not_ending_locked(const struct session *s, struct cairn_error *
                      s->id);
 }
 
+/* May len bytes more be appended? */
+static int check_limits(const struct writer *w, uint64_t len, struct cairn_error *err)
+{
+    const uint64_t max = w->registry->options.max_upload;
+
+    if (!range_in(w->off, len, max))
+        return error_set(err, CAIRN_E_LIMIT, "upload %s is larger than %" PRIu64 " bytes",
+                         w->session->id, max);
+    if (!range_in(w->off, len, w->total))
+        return error_set(err, CAIRN_E_LIMIT,
+                         "upload %s has more than the %" PRIu64 " bytes that ?size= said",
+                         w->session->id, w->total);
+    if (!range_in(w->off, len, w->room))
+        return error_set(err, CAIRN_E_DENIED,
+                         "upload %s: its repository's quota has room for %" PRIu64 " bytes",
+                         w->session->id, w->room);
+    return CAIRN_OK;
+}
+
 static int append_locked(struct writer *w, const void *buf, size_t len, struct cairn_error *err)
 {
     struct session *s = w->session;
-    const uint64_t max = w->registry->options.max_upload;
     int r = check_turn_locked(w, err);
 
-    if (!r && !range_in(w->off, len, max))
-        r = error_set(err, CAIRN_E_LIMIT, "upload %s is larger than %" PRIu64 " bytes", s->id, max);
+    if (!r)
+        r = check_limits(w, len, err);
     if (!r)
         r = store_upload_append(w->registry->store, s->id, w->off, buf, len, err);
     if (r)
@@ -227,9 +249,13 @@ static int write_piece(void *ctx, const void *buf, size_t len, struct cairn_erro
 
 /* -- Replies ------------------------------------------------------------------------------ */
 
+/* What ?size= said when the upload was opened stays part of its URL: any server can check it. */
 static void upload_headers(const struct registry_call *call, const char *id, uint64_t size)
 {
-    http_reply_header(call->reply, "Location", "/v2/%s/blobs/uploads/%s", call->target.repo, id);
+    const char *total = http_query(call->req, "size");
+
+    http_reply_header(call->reply, "Location", "/v2/%s/blobs/uploads/%s%s%s", call->target.repo, id,
+                      total ? "?size=" : "", total ? total : "");
     http_reply_header(call->reply, "Range", "0-%" PRIu64, size > 0 ? size - 1 : 0);
     http_reply_header(call->reply, "Docker-Upload-UUID", "%s", id);
 }
@@ -241,6 +267,8 @@ static void upload_failure(const struct registry_call *call, const struct cairn_
                          err->message);
     else if (err->code == CAIRN_E_CONFLICT)
         http_reply_error(call->reply, MHD_HTTP_CONFLICT, "BLOB_UPLOAD_INVALID", "%s", err->message);
+    else if (err->code == CAIRN_E_USAGE)
+        http_reply_error(call->reply, MHD_HTTP_BAD_REQUEST, "SIZE_INVALID", "%s", err->message);
     else
         http_reply_failure(call->reply, err);
 }
@@ -268,7 +296,6 @@ static bool parse_content_range(const char *text, uint64_t *ret_first, uint64_t 
 static bool check_chunk(const struct registry_call *call, uint64_t size)
 {
     const char *range = http_header(call->req, "Content-Range");
-    const uint64_t max = call->registry->options.max_upload;
     uint64_t first = size, last, len;
     bool has_len = http_content_length(call->req, &len);
 
@@ -290,12 +317,53 @@ static bool check_chunk(const struct registry_call *call, uint64_t size)
                          len);
         return false;
     }
-    if (has_len && !range_in(size, len, max)) {
-        http_reply_error(call->reply, MHD_HTTP_CONTENT_TOO_LARGE, "SIZE_INVALID",
-                         "the blob is larger than %" PRIu64 " bytes", max);
-        return false;
-    }
     return true;
+}
+
+/* ?size=, how large the upload will be in the end; UINT64_MAX: it is not said. */
+static int query_size(const struct registry_call *call, uint64_t *ret_size, struct cairn_error *err)
+{
+    const char *text = http_query(call->req, "size");
+    const uint64_t max = call->registry->options.max_upload;
+    char quoted[QUOTE_MAX];
+
+    *ret_size = UINT64_MAX;
+    if (!text)
+        return CAIRN_OK;
+    if (!number_parse(text, strlen(text), ret_size))
+        return error_set(err, CAIRN_E_USAGE, "?size=%s is not a number of bytes",
+                         quote_str(text, quoted));
+    if (*ret_size > max)
+        return error_set(err, CAIRN_E_LIMIT, "the blob is larger than %" PRIu64 " bytes", max);
+    return CAIRN_OK;
+}
+
+/* What is to come: all of the upload, if that was said, else this body; 0: not known. */
+static uint64_t bytes_to_come(const struct registry_call *call, const struct writer *w)
+{
+    uint64_t len;
+
+    if (w->total != UINT64_MAX)
+        return w->total > w->off ? w->total - w->off : 0;
+    return http_content_length(call->req, &len) ? len : 0;
+}
+
+/* False when the repository has no room for what follows w->off bytes, and that has been replied.
+ */
+static bool find_room(const struct registry_call *call, struct writer *w)
+{
+    struct cairn_error err;
+    uint64_t len = 0;
+    int r = query_size(call, &w->total, &err);
+
+    if (!r)
+        r = quota_grow_upload(call->registry->quota, call->target.repo, w->off,
+                              bytes_to_come(call, w), &w->room, &err);
+    if (!r && http_content_length(call->req, &len))
+        r = check_limits(w, len, &err);
+    if (r)
+        upload_failure(call, &err);
+    return !r;
 }
 
 /* Take the upload over, if what comes fits behind what is there. */
@@ -323,8 +391,9 @@ static bool take_turn(const struct registry_call *call, struct writer *w)
     return true;
 }
 
+/* A writer of an upload that has size bytes. */
 static void begin_writer(const struct registry_call *call, struct http_request *req, const char *id,
-                         bool monolithic)
+                         uint64_t size, bool monolithic)
 {
     struct writer *w = calloc(1, sizeof(*w));
     const struct http_sink sink = {.piece = write_piece, .free = writer_free, .ctx = w};
@@ -338,8 +407,9 @@ static void begin_writer(const struct registry_call *call, struct http_request *
         return;
     }
     w->registry = call->registry;
+    w->off = size;
     w->monolithic = monolithic;
-    if (take_turn(call, w))
+    if (find_room(call, w) && take_turn(call, w))
         http_stream_body(req, &sink);
     else
         writer_free(w);
@@ -359,13 +429,26 @@ static bool query_digest(const struct registry_call *call, struct digest *ret_di
     return false;
 }
 
-/* An ID that is not one of this repository's gets no session. */
-static bool check_known(const struct registry_call *call)
+/* False when the repository may have no other upload, and that has been replied. */
+static bool open_upload(const struct registry_call *call, uint64_t size,
+                        char ret_id[STORE_UPLOAD_ID_MAX])
 {
     struct cairn_error err;
-    uint64_t size;
+    int r = quota_begin_upload(call->registry->quota, call->target.repo, size, &err);
 
-    if (store_upload_size(call->store, call->target.name, call->target.repo, &size, &err) == 0)
+    if (!r)
+        r = store_upload_new(call->store, call->target.repo, ret_id, &err);
+    if (r)
+        upload_failure(call, &err);
+    return !r;
+}
+
+/* An ID that is not one of this repository's gets no session. */
+static bool check_known(const struct registry_call *call, uint64_t *ret_size)
+{
+    struct cairn_error err;
+
+    if (store_upload_size(call->store, call->target.name, call->target.repo, ret_size, &err) == 0)
         return true;
     upload_failure(call, &err);
     return false;
@@ -374,20 +457,20 @@ static bool check_known(const struct registry_call *call)
 static void begin_monolithic(const struct registry_call *call, struct http_request *req)
 {
     char id[STORE_UPLOAD_ID_MAX];
-    struct cairn_error err;
+    uint64_t size = 0;
     struct digest d;
 
     if (!query_digest(call, &d))
         return;
-    if (store_upload_new(call->store, call->target.repo, id, &err))
-        upload_failure(call, &err);
-    else
-        begin_writer(call, req, id, true);
+    http_content_length(req, &size);
+    if (open_upload(call, size, id))
+        begin_writer(call, req, id, 0, true);
 }
 
 void registry_begin_upload(const struct registry_call *call, struct http_request *req)
 {
     struct digest d;
+    uint64_t size;
 
     if (call->target.resource == REGISTRY_UPLOADS) {
         if (http_query(req, "digest") && !http_query(req, "mount"))
@@ -396,8 +479,8 @@ void registry_begin_upload(const struct registry_call *call, struct http_request
     }
     if (http_method(req) == HTTP_PUT && !query_digest(call, &d))
         return;
-    if (check_known(call))
-        begin_writer(call, req, call->target.name, false);
+    if (check_known(call, &size))
+        begin_writer(call, req, call->target.name, size, false);
 }
 
 /* -- The end of an upload ----------------------------------------------------------------- */
@@ -432,6 +515,14 @@ static int digest_written(struct writer *w, struct digest *ret_digest, struct ca
     return CAIRN_OK;
 }
 
+static int check_complete(const struct writer *w, struct cairn_error *err)
+{
+    if (w->total == UINT64_MAX || w->off == w->total)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_USAGE, "upload %s has %" PRIu64 " bytes, ?size= said %" PRIu64,
+                     w->session->id, w->off, w->total);
+}
+
 /*
  * The upload, which w is ending, becomes the blob d.  If its digest is another the upload is
  * dropped: no chunk can make it right any more.
@@ -441,9 +532,12 @@ static int finish(struct writer *w, const char *repo, const struct digest *d,
 {
     struct store *store = w->registry->store;
     char key[REGISTRY_KEY_MAX], want[DIGEST_STR_MAX], have[DIGEST_STR_MAX];
+    struct quota_charge charge;
     struct digest actual;
-    int r = digest_written(w, &actual, err);
+    int r = check_complete(w, err);
 
+    if (!r)
+        r = digest_written(w, &actual, err);
     if (r)
         return r;
     if (!digest_equal(&actual, d)) {
@@ -452,11 +546,15 @@ static int finish(struct writer *w, const char *repo, const struct digest *d,
         return error_set(err, CAIRN_E_CORRUPT, "the upload's digest is %s, not %s",
                          digest_format(&actual, have), digest_format(d, want));
     }
-    r = store_upload_commit(store, w->session->id, w->off, registry_blob_key(d, key), err);
+    r = quota_charge(w->registry->quota, repo, d, w->off, &charge, err);
     if (r)
         return r;
-    w->ended = true;
-    return registry_show_blob(store, repo, d, w->off, err);
+    r = store_upload_commit(store, w->session->id, w->off, registry_blob_key(d, key), err);
+    w->ended = r == CAIRN_OK;
+    if (!r)
+        r = registry_show_blob(store, repo, d, w->off, err);
+    quota_settle(w->registry->quota, &charge, r == CAIRN_OK);
+    return r;
 }
 
 /* Only whoever has the turn may end an upload, and then has it alone. */
@@ -502,17 +600,39 @@ static void finish_upload(const struct registry_call *call)
 
 /* -- The other requests ------------------------------------------------------------------- */
 
-/* ?mount=<digest>&from=<repo>: true if the blob is the repository's now. */
+static int link_blob(const struct registry_call *call, const struct digest *d, uint64_t size,
+                     struct cairn_error *err)
+{
+    struct quota *quota = call->registry->quota;
+    struct quota_charge charge;
+    int r = quota_charge(quota, call->target.repo, d, size, &charge, err);
+
+    if (r)
+        return r;
+    r = registry_show_blob(call->store, call->target.repo, d, size, err);
+    quota_settle(quota, &charge, r == CAIRN_OK);
+    return r;
+}
+
+/* ?mount=<digest>&from=<repo>: true if that has been replied, for the blob is the repository's now
+ * or may not be.  Where nothing can be mounted an upload is opened (OCI, "Mounting a blob"). */
 static bool mount_blob(const struct registry_call *call)
 {
     const char *mount = http_query(call->req, "mount"), *from = http_query(call->req, "from");
     struct cairn_error err;
     struct digest d;
     uint64_t size;
+    int r;
 
     if (!mount || !from || !ref_valid_repo(from) || digest_parse(mount, strlen(mount), &d, &err) ||
-        registry_find_blob(call->store, from, &d, &size, &err) ||
-        registry_show_blob(call->store, call->target.repo, &d, size, &err))
+        registry_find_blob(call->store, from, &d, &size, &err))
+        return false;
+    r = link_blob(call, &d, size, &err);
+    if (r == CAIRN_E_DENIED) {
+        upload_failure(call, &err);
+        return true;
+    }
+    if (r)
         return false;
     registry_reply_digest(call, &d, "blobs");
     http_reply_status(call->reply, MHD_HTTP_CREATED);
@@ -523,6 +643,7 @@ void registry_uploads(const struct registry_call *call)
 {
     char id[STORE_UPLOAD_ID_MAX];
     struct cairn_error err;
+    uint64_t size;
 
     if (http_sink_ctx(call->req)) {
         finish_upload(call);
@@ -530,10 +651,12 @@ void registry_uploads(const struct registry_call *call)
     }
     if (mount_blob(call))
         return;
-    if (store_upload_new(call->store, call->target.repo, id, &err)) {
+    if (query_size(call, &size, &err)) {
         upload_failure(call, &err);
         return;
     }
+    if (!open_upload(call, size == UINT64_MAX ? 0 : size, id))
+        return;
     upload_headers(call, id, 0);
     http_reply_header(call->reply, "OCI-Chunk-Min-Length", "%u", CHUNK_MIN);
     http_reply_status(call->reply, MHD_HTTP_ACCEPTED);
@@ -544,9 +667,10 @@ static void delete_upload(const struct registry_call *call)
     const char *id = call->target.name;
     struct session *s;
     struct cairn_error err;
+    uint64_t size;
     int r;
 
-    if (!check_known(call))
+    if (!check_known(call, &size))
         return;
     r = session_get(call->registry->sessions, id, &s, &err);
     if (!r) {

@@ -180,6 +180,16 @@ static void test_values_out_of_limits(void **state)
     assert_message("error, warn, info or debug");
 }
 
+static void test_quota_rules_are_checked(void **state)
+{
+    (void)state;
+    assert_int_equal(load(NULL, "--quota", "team/*=1T,*=5G", NULL), CAIRN_OK);
+    assert_string_equal(params.quota, "team/*=1T,*=5G");
+    params_release(&params);
+    assert_int_equal(load(NULL, "--quota", "team/*=1T,*=lots", NULL), CAIRN_E_USAGE);
+    assert_message("--quota: \"*=lots\", expected <size> or <pattern>=<size>");
+}
+
 static void test_environment_is_named_in_errors(void **state)
 {
     char workers[] = "CAIRN_WORKERS=none", *env[] = {workers, NULL};
@@ -234,6 +244,7 @@ int main(void)
         cmocka_unit_test(test_long_line_is_refused),
         cmocka_unit_test(test_missing_file_is_said),
         cmocka_unit_test(test_values_out_of_limits),
+        cmocka_unit_test(test_quota_rules_are_checked),
         cmocka_unit_test(test_environment_is_named_in_errors),
         cmocka_unit_test(test_bad_command_lines),
         cmocka_unit_test(test_help_and_version),
