@@ -95,11 +95,10 @@ static void test_admission_is_asked_once_a_request(void **state)
 {
     struct fixture *f = *state;
 
-    assert_answer(
-        request(f, "PUT", "/sum/", "X-User: a\r\nContent-Length: 4\r\n\r\n\x00\x1f\x3e\x5d"), 201,
-        "");
+    assert_answer(request(f, "PUT", "/sum/collect", "X-User: a\r\nContent-Length: 4\r\n\r\nhi"),
+                  201, "received 0");
     assert_int_equal(*f->asked, 1);
-    assert_answer(request(f, "POST", "/echo", "X-User: a\r\nContent-Length: 2\r\n\r\nhi"), 200,
+    assert_answer(request(f, "POST", "/echo", "X-User: a\r\nContent-Length: 4\r\n\r\nhi"), 200,
                   "\r\n\r\nhi");
     assert_int_equal(*f->asked, 2);
     assert_status(f, "GET", "/nothing", 404); /* there is nothing to ask about */
