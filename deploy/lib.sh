@@ -11,7 +11,7 @@ cairn_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 packages_build=(
     cmake ninja-build gcc libc6-dev 'pkg-config|pkgconf'
-    zlib1g-dev libzstd-dev libjansson-dev libssl-dev libxxhash-dev libmicrohttpd-dev
+    zlib1g-dev libzstd-dev libjansson-dev libssl-dev libxxhash-dev libmicrohttpd-dev libgnutls28-dev
     'libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev'
     libhiredis-dev nbdkit nbdkit-plugin-dev libcmocka-dev
 )

@@ -10,6 +10,7 @@
 
 #include <inttypes.h>
 
+#include "access.h"
 #include "checked.h"
 
 #define PIECE_BYTES 65536u
@@ -108,6 +109,10 @@ static struct disk *open_since(const struct disk_request *rq)
     if (code != CAIRN_OK) {
         error_prefix(&err, code, "query parameter since");
         http_reply_failure(rq->reply, &err);
+        return NULL;
+    }
+    if (!access_allows(rq->http, GRANT_PULL, ref.repo)) {
+        access_refuse(rq->http, rq->reply, GRANT_PULL, ref.repo);
         return NULL;
     }
     if (disk_open(rq->disk->disks, &ref, &since, &err) != CAIRN_OK) {

@@ -31,6 +31,7 @@ enum http_method {
 
 struct http_request;
 struct http_reply;
+struct http_tls;
 
 enum http_method http_method(const struct http_request *req);
 const char *http_path(const struct http_request *req); /* percent-decoded once, no NUL inside */
@@ -39,6 +40,11 @@ const char *http_request_id(const struct http_request *req);
 const char *http_user(const struct http_request *req);
 /* Copied; cut at 64 bytes. */
 void http_set_user(struct http_request *req, const char *name);
+/* The same for handlers to ask about; release is called once the request has ended.  NULL: nobody
+ * has set it. */
+void http_set_caller(struct http_request *req, const void *caller,
+                     void (*release)(const void *caller));
+const void *http_caller(const struct http_request *req);
 const char *http_header(const struct http_request *req, const char *name); /* NULL: absent */
 /* Decoded; NULL: absent. */
 const char *http_query(const struct http_request *req, const char *name);
@@ -167,6 +173,7 @@ struct http_options {
     size_t connection_memory;
     size_t reply_memory; /* for bodies that clients have not fetched yet; beyond it: 503 */
     struct http_admission admission;
+    struct http_tls *tls; /* borrowed; NULL: plain HTTP */
 };
 
 struct http_server;

@@ -45,6 +45,18 @@ void http_set_user(struct http_request *req, const char *name)
     snprintf(req->user, sizeof(req->user), "%s", name);
 }
 
+void http_set_caller(struct http_request *req, const void *caller,
+                     void (*release)(const void *caller))
+{
+    req->caller = caller;
+    req->release_caller = release;
+}
+
+const void *http_caller(const struct http_request *req)
+{
+    return req->caller;
+}
+
 const char *http_header(const struct http_request *req, const char *name)
 {
     return MHD_lookup_connection_value(req->connection, MHD_HEADER_KIND, name);
@@ -106,6 +118,8 @@ static void request_free(struct http_request *req)
     struct http_server *server = req->server;
 
     http_request_release_sink(req);
+    if (req->caller)
+        req->release_caller(req->caller);
     if (req->response)
         MHD_destroy_response(req->response);
     atomic_fetch_sub(&server->collected, req->body_size);

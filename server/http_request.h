@@ -43,8 +43,10 @@ struct http_request {
     struct http_uri uri;
     char id[HTTP_REQUEST_ID_MAX + 1];
     char user[HTTP_USER_MAX + 1]; /* empty: none */
-    uint64_t started_us;          /* clock_now_us */
-    uint64_t dropped;             /* bytes of the body that nobody wanted */
+    const void *caller;
+    void (*release_caller)(const void *caller);
+    uint64_t started_us; /* clock_now_us */
+    uint64_t dropped;    /* bytes of the body that nobody wanted */
     struct http_reply reply;
     struct MHD_Response *response;
     uint64_t reply_len;
@@ -71,6 +73,7 @@ struct http_server {
     unsigned nr_daemons;
     struct workers *workers;
     struct http_admission admission;
+    struct http_tls *tls; /* NULL: plain HTTP */
     const struct http_route *routes;
     size_t nr_routes;
     char address[80];
@@ -114,9 +117,8 @@ bool http_body_wait(struct http_request *req);
 void http_body_finish(struct http_request *req);
 
 /* Bytes that nobody wants: MHD_NO when those dropped so far are more than max. */
-#define HTTP_DROP_BEFORE_REPLY (64u << 20) /* of a refused body: else RST may overtake the reply   \
-                                            */
-#define HTTP_DROP_AFTER_ERROR (1u << 30)   /* of a body that failed on its way */
+#define HTTP_DROP_BEFORE_REPLY (64u << 20) /* of a refused body: else RST overtakes the reply */
+#define HTTP_DROP_AFTER_ERROR  (1u << 30)  /* of a body that failed on its way */
 enum MHD_Result http_body_drop(struct http_request *req, size_t *len, uint64_t max);
 
 #endif

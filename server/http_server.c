@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "http_tls.h"
 #include "log.h"
 
 #define QUEUED_PER_WORKER 64
@@ -36,16 +37,29 @@ static size_t keep_escapes(void *cls, struct MHD_Connection *connection, char *t
     return strlen(text);
 }
 
+static void on_connection(void *cls, struct MHD_Connection *connection, void **socket_context,
+                          enum MHD_ConnectionNotificationCode what)
+{
+    struct http_server *server = cls;
+
+    (void)socket_context;
+    if (server->tls && what == MHD_CONNECTION_NOTIFY_STARTED)
+        http_tls_begin(server->tls, connection);
+}
+
 /* -- Starting and stopping ---------------------------------------------------------------- */
 
 static struct MHD_Daemon *start_daemon(struct http_server *server,
                                        const struct http_options *options)
 {
     const unsigned nr_connections = (options->max_connections - 1) / options->threads + 1;
+    struct MHD_OptionItem tls[HTTP_TLS_OPTIONS_MAX] = {{MHD_OPTION_END, 0, NULL}};
 
+    if (options->tls)
+        http_tls_daemon_options(options->tls, tls);
     return MHD_start_daemon(
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_USE_TURBO | MHD_ALLOW_SUSPEND_RESUME |
-            MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG,
+            MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG | (options->tls ? MHD_USE_TLS : 0),
         0, NULL, NULL, http_request_step, server,
         /* the logger first, for what the other options have to say */
         MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, server,                         //
@@ -57,6 +71,8 @@ static struct MHD_Daemon *start_daemon(struct http_server *server,
         MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, server,                     //
         MHD_OPTION_URI_LOG_CALLBACK, http_request_start, server,                //
         MHD_OPTION_NOTIFY_COMPLETED, http_request_completed, server,            //
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, server,                    //
+        MHD_OPTION_ARRAY, tls,                                                  //
         MHD_OPTION_END);
 }
 
@@ -122,6 +138,7 @@ int http_server_start(const struct http_options *options, const struct http_rout
     if (!server)
         return error_no_memory(err, "the HTTP server");
     server->admission = options->admission;
+    server->tls = options->tls;
     server->routes = routes;
     server->nr_routes = nr_routes;
     server->max_replying = options->reply_memory;

@@ -20,6 +20,7 @@
 #include "params.h"
 #include "redis.h"
 #include "registry.h"
+#include "security.h"
 #include "store.h"
 
 static void handle_health(void *ctx, const struct http_request *req, struct http_reply *reply)
@@ -70,17 +71,19 @@ static int write_port_file(const char *path, const char *address, struct cairn_e
     return CAIRN_OK;
 }
 
-static void wait_for_end(const sigset_t *signals)
+static void wait_for_end(const sigset_t *signals, struct security *security)
 {
     int sig = 0;
 
-    while (sigwait(signals, &sig) != 0)
-        ;
+    while (sigwait(signals, &sig) != 0 || sig == SIGHUP)
+        if (sig == SIGHUP)
+            security_reload(security);
     log_event(LOG_LEVEL_INFO, "stopping", "%s", sigabbrev_np(sig));
 }
 
-static int listen_and_wait(const struct params *p, const struct http_route *routes,
-                           size_t nr_routes, const sigset_t *signals, struct cairn_error *err)
+static int listen_and_wait(const struct params *p, struct security *security,
+                           const struct http_route *routes, size_t nr_routes,
+                           const sigset_t *signals, struct cairn_error *err)
 {
     const struct http_options options = {
         .listen = p->listen,
@@ -90,6 +93,8 @@ static int listen_and_wait(const struct params *p, const struct http_route *rout
         .connection_timeout_s = (unsigned)p->connection_timeout,
         .connection_memory = p->connection_memory,
         .reply_memory = p->reply_memory,
+        .admission = {access_is_on(security->access) ? access_admit : NULL, security->access},
+        .tls = security->tls,
     };
     struct http_server *server;
     int r = http_server_start(&options, routes, nr_routes, &server, err);
@@ -99,9 +104,11 @@ static int listen_and_wait(const struct params *p, const struct http_route *rout
     if (p->port_file)
         r = write_port_file(p->port_file, http_server_address(server), err);
     if (r == CAIRN_OK) {
-        log_event(LOG_LEVEL_INFO, "ready", "http://%s, store %s, version %s",
-                  http_server_address(server), p->store, CAIRN_VERSION);
-        wait_for_end(signals);
+        log_event(LOG_LEVEL_INFO, "ready", "%s://%s, store %s, version %s",
+                  security->tls ? "https" : "http", http_server_address(server), p->store,
+                  CAIRN_VERSION);
+        security_note_address(security, http_server_address(server));
+        wait_for_end(signals, security);
     }
     http_server_stop(server, (unsigned)p->stop_timeout * 1000);
     if (p->port_file)
@@ -164,6 +171,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
                   .max_uploads = p->max_uploads,
                   .max_unfinished = p->max_unfinished},
     };
+    struct security security = {0};
     CLEANUP(store_close_p) struct store *store = NULL;
     CLEANUP(disks_free_p) struct disks *disks = NULL;
     CLEANUP(registry_free_p) struct registry *registry = NULL;
@@ -190,8 +198,9 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         {disks_write_metrics, disks},
         {store_write_metrics, store},
         {jobs_write_metrics, jobs},
-        {redis ? redis_write_metrics : NULL, redis},
+        {security_write_metrics, &security},
         {quota_write_metrics, registry_quota(registry)},
+        {redis ? redis_write_metrics : NULL, redis},
         {NULL, NULL},
     };
     const struct http_route routes[] = {
@@ -223,7 +232,13 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
          .handle = registry_handle,
          .ctx = registry},
     };
-    return listen_and_wait(p, routes, sizeof(routes) / sizeof(routes[0]), signals, err);
+    const size_t nr_routes = sizeof(routes) / sizeof(routes[0]);
+
+    r = security_open(p, routes, nr_routes, &security, err);
+    if (r == CAIRN_OK)
+        r = listen_and_wait(p, &security, routes, nr_routes, signals, err);
+    security_close(&security);
+    return r;
 }
 
 /* Signals are waited for, not handled: all threads are born with them blocked. */
@@ -234,6 +249,7 @@ static void block_signals(sigset_t *ret_signals)
     sigemptyset(ret_signals);
     sigaddset(ret_signals, SIGINT);
     sigaddset(ret_signals, SIGTERM);
+    sigaddset(ret_signals, SIGHUP); /* read the files of tokens and certificates again */
     pthread_sigmask(SIG_BLOCK, ret_signals, NULL);
 }
 

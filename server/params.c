@@ -33,6 +33,7 @@ enum param_type {
     PARAM_TEXT,
     PARAM_LOG_LEVEL,
     PARAM_QUOTA,
+    PARAM_METRICS_ACCESS,
     PARAM_NUMBER,
     PARAM_BYTES, /* a number with an optional K, M, G or T behind it */
 };
@@ -56,6 +57,17 @@ static const struct param table[] = {
      "object store: fs:<folder>, made if missing; slow:<ms>:<URL>: the same from afar"},
     {"port-file", PARAM_TEXT, FIELD(port_file), NULL, 0, 0, "file",
      "write the address listened on to this file once requests are answered"},
+    {"tls-cert", PARAM_TEXT, FIELD(tls_cert), NULL, 0, 0, "file",
+     "certificate of the server (PEM, with those in between): serve TLS; read again on SIGHUP"},
+    {"tls-key", PARAM_TEXT, FIELD(tls_key), NULL, 0, 0, "file", "its key (PEM)"},
+    {"tls-client-ca", PARAM_TEXT, FIELD(tls_client_ca), NULL, 0, 0, "file",
+     "demand certificates of clients, signed by one of these (PEM)"},
+    {"token-file", PARAM_TEXT, FIELD(token_file), NULL, 0, 0, "file",
+     "tokens and what they may do; without it everybody may do everything; read again on SIGHUP"},
+    {"anonymous-pull", PARAM_TEXT, FIELD(anonymous_pull), NULL, 0, 0, "pattern[,pattern…]",
+     "repositories that may be read without a token, such as public/*"},
+    {"metrics-access", PARAM_METRICS_ACCESS, FIELD(metrics_access), "admin", 0, 0, "who",
+     "who may read /metrics: admin (tokens granted that) or open (everybody)"},
     {"log-level", PARAM_LOG_LEVEL, FIELD(log_level), "info", 0, 0, "level",
      "what is logged: error, warn, info (a line per request) or debug"},
     {"workers", PARAM_NUMBER, FIELD(workers), "16", 1, 1024, "threads",
@@ -121,13 +133,25 @@ static int check_quota(const char *text, struct cairn_error *err)
     return quota_rules_parse(text, &rules, err);
 }
 
+static int check_metrics_access(const char *text, struct cairn_error *err)
+{
+    char quoted[QUOTE_MAX];
+
+    if (strcmp(text, "admin") == 0 || strcmp(text, "open") == 0)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_USAGE, "%s, expected admin or open", quote_str(text, quoted));
+}
+
 /* The types that are texts; NULL: any text will do. */
 static const struct {
     bool is_text;
     int (*check)(const char *text, struct cairn_error *err);
 } types[] = {
-    [PARAM_TEXT] = {true, NULL},         [PARAM_LOG_LEVEL] = {true, check_log_level},
-    [PARAM_QUOTA] = {true, check_quota}, [PARAM_NUMBER] = {false, NULL},
+    [PARAM_TEXT] = {true, NULL},
+    [PARAM_LOG_LEVEL] = {true, check_log_level},
+    [PARAM_METRICS_ACCESS] = {true, check_metrics_access},
+    [PARAM_QUOTA] = {true, check_quota},
+    [PARAM_NUMBER] = {false, NULL},
     [PARAM_BYTES] = {false, NULL},
 };
 

@@ -16,7 +16,11 @@
 struct params {
     char *listen;
     char *store;
-    char *port_file; /* NULL: none */
+    char *port_file;                          /* NULL: none */
+    char *tls_cert, *tls_key, *tls_client_ca; /* NULL: none */
+    char *token_file;                         /* NULL: access control is off */
+    char *anonymous_pull;                     /* NULL: none */
+    char *metrics_access;                     /* "admin" or "open" */
     char *log_level;
     uint64_t workers;
     uint64_t http_threads;

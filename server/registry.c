@@ -201,8 +201,8 @@ static bool parse_resource(const char *path, struct registry_target *target,
     return true;
 }
 
-/* False when the path names nothing, and that has been replied. */
-static bool parse_target(const char *path, struct registry_target *target, struct http_reply *reply)
+bool registry_parse_target(const char *path, struct registry_target *target,
+                           struct http_reply *reply)
 {
     const char *rest = path + strlen("/v2");
     const char *repo_end;
@@ -280,7 +280,7 @@ static bool open_call(struct registry *registry, const struct http_request *req,
 {
     *ret_call = (struct registry_call){
         .registry = registry, .store = registry->store, .req = req, .reply = reply};
-    if (!parse_target(http_path(req), &ret_call->target, reply))
+    if (!registry_parse_target(http_path(req), &ret_call->target, reply))
         return false;
     if (resources[ret_call->target.resource].methods & http_method(req))
         return true;

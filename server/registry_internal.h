@@ -60,6 +60,12 @@ char *registry_referrers_prefix(const char *repo, const struct digest *subject,
 char *registry_referrer_key(const char *repo, const struct digest *subject,
                             const struct digest *manifest, char key[REGISTRY_KEY_MAX]);
 
+/* -- Paths -------------------------------------------------------------------------------- */
+
+/* What a path under /v2 names; false when it names nothing, and that has been replied. */
+bool registry_parse_target(const char *path, struct registry_target *target,
+                           struct http_reply *reply);
+
 /* -- Replies ------------------------------------------------------------------------------ */
 
 /* Digest of the target's name; false when 400 DIGEST_INVALID has been replied. */

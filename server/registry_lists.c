@@ -5,7 +5,7 @@
  * All are read from the store in order, a page at a time: `n` says how many, `last` behind which
  * name, and a Link header leads to the next page.  The catalogue is ordered component by component
  * ("a/b" before "a-b"), which is the order of the folders and lets a page be read without reading
- * all that comes before it.
+ * all that comes before it.  It leaves out what the caller may not pull.
  */
 #include "registry_internal.h"
 
@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "access.h"
 #include "json_memory.h"
 
 #define PAGE_MAX            10000u
@@ -143,6 +144,7 @@ void registry_tags(const struct registry_call *call)
 
 struct walk {
     struct store *store;
+    const struct http_request *req;
     struct page *page;
     const char *path; /* of the repository whose folder is listed; "" at the top */
 };
@@ -171,12 +173,13 @@ static int walk_child(void *arg, const char *name, bool is_prefix, struct cairn_
 static int walk_repo(const struct walk *parent, const char *path, const char *after,
                      struct cairn_error *err)
 {
-    struct walk w = {.store = parent->store, .page = parent->page, .path = path};
+    struct walk w = {
+        .store = parent->store, .req = parent->req, .page = parent->page, .path = path};
     char prefix[REGISTRY_KEY_MAX], first[REGISTRY_REPO_MAX] = "";
     bool exists = false;
     int r = CAIRN_OK;
 
-    if (!after && path[0])
+    if (!after && path[0] && access_allows(w.req, GRANT_PULL, path))
         r = repo_exists(w.store, path, &exists, err);
     if (exists)
         r = page_add(w.page, path, err);
@@ -195,7 +198,7 @@ static int walk_repo(const struct walk *parent, const char *path, const char *af
 
 void registry_catalog(const struct registry_call *call)
 {
-    struct walk top = {.store = call->store};
+    struct walk top = {.store = call->store, .req = call->req};
     struct cairn_error err;
     struct page page;
     int r;

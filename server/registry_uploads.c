@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "access.h"
 #include "byte_count.h"
 #include "checked.h"
 #include "quote.h"
@@ -615,7 +616,8 @@ static int link_blob(const struct registry_call *call, const struct digest *d, u
 }
 
 /* ?mount=<digest>&from=<repo>: true if that has been replied, for the blob is the repository's now
- * or may not be.  Where nothing can be mounted an upload is opened (OCI, "Mounting a blob"). */
+ * or may not be.  Where nothing can be mounted an upload is opened (OCI, "Mounting a blob"); nothing can
+ * from a repository that the caller may not pull, and nobody looks whether that has the blob. */
 static bool mount_blob(const struct registry_call *call)
 {
     const char *mount = http_query(call->req, "mount"), *from = http_query(call->req, "from");
@@ -625,6 +627,7 @@ static bool mount_blob(const struct registry_call *call)
     int r;
 
     if (!mount || !from || !ref_valid_repo(from) || digest_parse(mount, strlen(mount), &d, &err) ||
+        !access_allows(call->req, GRANT_PULL, from) ||
         registry_find_blob(call->store, from, &d, &size, &err))
         return false;
     r = link_blob(call, &d, size, &err);
