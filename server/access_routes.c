@@ -44,6 +44,8 @@ static const struct access_route table[] = {
     {HTTP_POST, "/v1/disks/<ref>/leases", ACCESS_PULL},
     {HTTP_PUT | HTTP_DELETE, "/v1/disks/<ref>/leases/<name>", ACCESS_PULL},
 
+    {READ, "/v1/repositories/<repo>", ACCESS_PULL},
+
     {READ, "/v1/leases", ACCESS_ADMIN},
     {HTTP_POST, "/v1/gc", ACCESS_ADMIN},
     {HTTP_POST, "/v1/scrub", ACCESS_ADMIN},

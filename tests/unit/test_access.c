@@ -314,6 +314,7 @@ static void test_routes_name_action_and_repository(void **state)
         {HTTP_GET, "/v1/disks/data/data:data/data", ACCESS_PULL, "data/data"},
         {HTTP_POST, "/v1/disks/a:t/leases", ACCESS_PULL, "a"},
         {HTTP_PUT, "/v1/disks/a:t/leases/1", ACCESS_PULL, "a"},
+        {HTTP_GET, "/v1/repositories/a/b", ACCESS_PULL, "a/b"},
         {HTTP_POST, "/v1/gc", ACCESS_ADMIN, ""},
         {HTTP_GET, "/v1/jobs/1", ACCESS_ADMIN, ""},
     };
