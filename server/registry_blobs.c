@@ -20,7 +20,10 @@
 
 #include "blobs.h"
 #include "clock.h"
+#include "collect.h"
+#include "condemned.h"
 #include "histogram.h"
+#include "step.h"
 
 #define SHOWN_FOR_US (10 * UINT64_C(1000000))
 
@@ -38,15 +41,50 @@ int registry_find_blob(struct store *store, const char *repo, const struct diges
     return r;
 }
 
+/* Put the link, or let it be as if it were put now. */
+static int put_link(struct store *store, const char *key, uint64_t size, struct cairn_error *err)
+{
+    char text[24];
+    int len = snprintf(text, sizeof(text), "%" PRIu64, size);
+    int r = store_put(store, key, text, (size_t)len, STORE_PUT_IF_ABSENT, err);
+
+    if (r == CAIRN_E_CONFLICT)
+        r = store_touch(store, key, err);
+    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r; /* on its way out: that shows in its marker */
+}
+
+/* One that was condemned before is revived, one that was being deleted is put again. */
 int registry_show_blob(struct store *store, const char *repo, const struct digest *d, uint64_t size,
                        struct cairn_error *err)
 {
-    char key[REGISTRY_KEY_MAX], text[24];
-    int len = snprintf(text, sizeof(text), "%" PRIu64, size);
-    int r = store_put(store, registry_repo_key(repo, "_blobs", d, key), text, (size_t)len,
-                      STORE_PUT_IF_ABSENT, err);
+    char key[REGISTRY_KEY_MAX];
+    bool running = true, gone = true;
+    int r = CAIRN_OK;
 
-    return r == CAIRN_E_CONFLICT ? CAIRN_OK : r;
+    registry_repo_key(repo, "_blobs", d, key);
+    while (gone && !r) {
+        gone = false;
+        r = put_link(store, key, size, err);
+        step_reached(STEP_LINK_STORED);
+        if (!r)
+            r = collect_is_running(store, &running, err);
+        if (!r && running)
+            r = condemned_revive(store, key, &gone, err);
+        step_reached(STEP_LINK_REVIVED);
+    }
+    return r;
+}
+
+int registry_revive_blob(struct store *store, const struct digest *d, struct cairn_error *err)
+{
+    char key[REGISTRY_KEY_MAX];
+    bool running;
+    int r = collect_is_running(store, &running, err);
+
+    if (!r && running)
+        r = condemned_revive(store, registry_blob_key(d, key), NULL, err);
+    step_reached(STEP_BLOB_REVIVED);
+    return r;
 }
 
 static void blob_failure(const struct registry_call *call, const struct cairn_error *err)
@@ -181,6 +219,50 @@ static int open_blob(const struct registry_call *call, const struct digest *d,
     return CAIRN_OK;
 }
 
+/* -- HEAD ---------------------------------------------------------------------------------- */
+
+/* Let an object be as if it were stored now, if it has lived through half of its grace. */
+static int renew_old(const struct registry_call *call, const char *key, uint64_t now_us,
+                     struct cairn_error *err)
+{
+    const uint64_t half_us = call->registry->options.grace_s * 500000;
+    struct store_stat st;
+    int r = store_stat(call->store, key, &st, err);
+
+    if (!r && now_us > st.time_us && now_us - st.time_us > half_us)
+        r = store_touch(call->store, key, err);
+    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
+}
+
+/*
+ * Who asks whether a blob is here means to use it, and will not send it: link and blob shall have
+ * a good part of their grace before them.  That is a favour and no claim: a manifest that comes too
+ * late for it is refused.
+ */
+static int renew_blob(const struct registry_call *call, const struct digest *d,
+                      struct cairn_error *err)
+{
+    char link[REGISTRY_KEY_MAX], blob[REGISTRY_KEY_MAX];
+    bool running;
+    uint64_t now_us;
+    int r = store_now(call->store, &now_us, err);
+
+    registry_repo_key(call->target.repo, "_blobs", d, link);
+    registry_blob_key(d, blob);
+    if (!r)
+        r = renew_old(call, link, now_us, err);
+    if (!r)
+        r = renew_old(call, blob, now_us, err);
+    if (!r)
+        r = collect_is_running(call->store, &running, err);
+    if (!r && running)
+        r = condemned_revive(call->store, link, NULL, err);
+    if (!r && running)
+        r = condemned_revive(call->store, blob, NULL, err);
+    step_reached(STEP_BLOB_RENEWED);
+    return r;
+}
+
 /* -- DELETE ------------------------------------------------------------------------------- */
 
 /* Hides the blob; its bytes stay for other repositories, and for the garbage collector. */
@@ -294,7 +376,9 @@ void registry_blob(const struct registry_call *call)
     }
     if (http_method(call->req) == HTTP_HEAD)
         forget_blob(call, &d);
-    r = open_blob(call, &d, &blob, &err);
+    r = http_method(call->req) == HTTP_HEAD ? renew_blob(call, &d, &err) : CAIRN_OK;
+    if (!r)
+        r = open_blob(call, &d, &blob, &err);
     if (r) {
         blob_failure(call, &err);
         return;

@@ -81,9 +81,13 @@ void registry_reply_digest(const struct registry_call *call, const struct digest
  * none. */
 int registry_find_blob(struct store *store, const char *repo, const struct digest *d,
                        uint64_t *ret_size, struct cairn_error *err);
-/* Let the repository see a blob that is in the store. */
+/*
+ * Let the repository see a blob: one that is in the store, or will be.  The link is also a claim on
+ * the blob (collect.h): who stores it, revives the blob, and then finds or stores the blob, has it.
+ */
 int registry_show_blob(struct store *store, const char *repo, const struct digest *d, uint64_t size,
                        struct cairn_error *err);
+int registry_revive_blob(struct store *store, const struct digest *d, struct cairn_error *err);
 int registry_shown_new(struct cache **ret_shown, struct cairn_error *err);
 void registry_blob(const struct registry_call *call);
 
