@@ -139,9 +139,10 @@ static int remove_object(struct dead *dead, struct dead_object *o, struct cairn_
 {
     char key[REGISTRY_KEY_MAX], with[REGISTRY_KEY_MAX];
     bool gone = true;
-    int r = CAIRN_OK;
+    int r = run_progress(dead->run, "delete", (uint64_t)(o - dead->objects), dead->nr,
+                         collect_kind_names[dead->kind], err);
 
-    if (!dead->run->options.dry_run)
+    if (!r && !dead->run->options.dry_run)
         r = condemned_delete(dead->run->store, dead->run->id, dead_key(dead, &o->digest, key),
                              with_key(dead, o, with), &gone, err);
     if (r)

@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "leases.h"
 #include "quote.h"
 #include "registry.h"
 
@@ -319,6 +320,27 @@ static void reply_call(struct disks *disks, const struct call *call, const char 
         call->reply(&rq);
 }
 
+/* `leases` and `leases/<id>`: they are about the manifest, the disk need not be opened. */
+static bool is_lease_call(const char *name)
+{
+    size_t len = strlen("leases");
+
+    return strncmp(name, "leases", len) == 0 && (name[len] == 0 || name[len] == '/');
+}
+
+static void reply_lease(struct disks *disks, const char *name, const char *ref_text,
+                        const struct http_request *req, struct http_reply *reply)
+{
+    const char *id = strchr(name, '/');
+    struct cairn_error err;
+    struct ref ref;
+
+    if (ref_parse(ref_text, &ref, &err) != CAIRN_OK)
+        http_reply_error(reply, 400, "NAME_INVALID", "%s", err.message);
+    else
+        leases_handle_disk(disks->store, &ref, id ? id + 1 : NULL, req, reply);
+}
+
 void disks_handle(struct disks *disks, const struct http_request *req, struct http_reply *reply)
 {
     const char *path = http_path(req) + strlen(PATH_PREFIX);
@@ -331,6 +353,8 @@ void disks_handle(struct disks *disks, const struct http_request *req, struct ht
                          "%s: expected " PATH_PREFIX "<ref>[/<call>], with <ref> as repo:tag or "
                          "repo@sha256:<hex>",
                          quote_str(http_path(req), quoted));
+    } else if (is_lease_call(name)) {
+        reply_lease(disks, name, ref, req, reply);
     } else if (!call) {
         http_reply_error(reply, 404, "UNSUPPORTED", "disks have no call %s",
                          quote_str(name, quoted));

@@ -26,6 +26,7 @@
 #define LEASE_ID_LEN     32
 #define LEASE_HOLDER_MAX 256   /* bytes */
 #define LEASE_TTL_MAX    86400 /* seconds */
+#define LEASE_BODY_MAX   4096  /* bytes of a request */
 
 struct lease {
     char id[LEASE_ID_LEN + 1];

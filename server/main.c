@@ -11,9 +11,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "claims.h"
 #include "disks.h"
+#include "gc.h"
 #include "http.h"
 #include "jobs.h"
+#include "leases.h"
 #include "log.h"
 #include "metacache.h"
 #include "metrics.h"
@@ -170,11 +173,20 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         .quota = {.rules = p->quota,
                   .max_uploads = p->max_uploads,
                   .max_unfinished = p->max_unfinished},
+        .grace_s = p->gc_grace,
+    };
+    const struct gc_options gc_options = {
+        .collect = {.grace_s = p->gc_grace,
+                    .upload_age_s = p->upload_age,
+                    .claim_age_s = CLAIM_AGE_S,
+                    .max_memory = p->gc_memory},
+        .interval_s = p->gc_interval,
     };
     struct security security = {0};
     CLEANUP(store_close_p) struct store *store = NULL;
     CLEANUP(disks_free_p) struct disks *disks = NULL;
     CLEANUP(registry_free_p) struct registry *registry = NULL;
+    CLEANUP(gc_free_p) struct gc *gc = NULL;
     struct job_kind kinds[1];
     size_t nr_kinds = 0;
     CLEANUP(jobs_free_p) struct jobs *jobs = NULL;
@@ -190,6 +202,10 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
     if (r == CAIRN_OK)
         r = registry_new(store, disks, &registry_options, &registry, err);
     if (r == CAIRN_OK)
+        r = gc_new(store, &gc_options, &gc, err);
+    if (r == CAIRN_OK)
+        kinds[nr_kinds++] = gc_job_kind(gc);
+    if (r == CAIRN_OK)
         r = start_jobs(store, kinds, nr_kinds, &jobs, err);
     if (r)
         return r;
@@ -199,6 +215,8 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         {store_write_metrics, store},
         {jobs_write_metrics, jobs},
         {security_write_metrics, &security},
+        {gc_write_metrics, gc},
+        {leases_write_metrics, store},
         {quota_write_metrics, registry_quota(registry)},
         {redis ? redis_write_metrics : NULL, redis},
         {NULL, NULL},
@@ -210,9 +228,19 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
          .handle = metrics_handle,
          .ctx = sources},
         {.path = "/v1/disks/",
-         .methods = HTTP_GET | HTTP_HEAD,
+         .methods = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_DELETE,
+         .body_max = LEASE_BODY_MAX,
          .handle = handle_disks,
          .ctx = disks},
+        {.path = "/v1/leases",
+         .methods = HTTP_GET | HTTP_HEAD,
+         .handle = leases_handle_list,
+         .ctx = store},
+        {.path = "/v1/gc",
+         .methods = HTTP_POST,
+         .body_max = JOBS_BODY_MAX,
+         .handle = jobs_handle,
+         .ctx = jobs},
         {.path = "/v1/jobs", .methods = HTTP_GET | HTTP_HEAD, .handle = jobs_handle, .ctx = jobs},
         {.path = "/v1/jobs/",
          .methods = HTTP_GET | HTTP_HEAD | HTTP_DELETE,

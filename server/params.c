@@ -112,6 +112,13 @@ static const struct param table[] = {
      "bytes", "what unfinished uploads of one repository may hold together"},
     {"upload-age", PARAM_NUMBER, FIELD(upload_age), "604800", 60, 315360000, "seconds",
      "an unfinished upload is removed when nothing was added to it for this long"},
+    {"gc-interval", PARAM_NUMBER, FIELD(gc_interval), "0", 0, 315360000, "seconds",
+     "between garbage collections that begin by themselves, on one server of the store; 0: none"},
+    {"gc-grace", PARAM_NUMBER, FIELD(gc_grace), "86400", 0, 315360000, "seconds",
+     "what nothing refers to is kept for so long, for whoever is about to refer to it"},
+    {"gc-memory", PARAM_BYTES, FIELD(gc_memory), "256M", MIB, 16 * TIB, "bytes",
+     "what a garbage collection may use to tell what is live: 43 to 85 bytes for each manifest, "
+     "layer and chain"},
 };
 #define NR_PARAMS (sizeof(table) / sizeof(table[0]))
 

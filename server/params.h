@@ -39,6 +39,9 @@ struct params {
     uint64_t max_virtual_size;
     uint64_t max_manifest;
     uint64_t max_upload;
+    uint64_t gc_interval; /* seconds; 0: never */
+    uint64_t gc_grace;    /* seconds */
+    uint64_t gc_memory;
     char *quota; /* NULL: none */
     uint64_t max_uploads;
     uint64_t max_unfinished;

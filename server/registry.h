@@ -18,6 +18,7 @@ struct registry_options {
     size_t max_manifest; /* bytes; at most MANIFEST_BYTES_MAX */
     uint64_t max_upload; /* bytes of one blob */
     struct quota_options quota;
+    uint64_t grace_s; /* how long what nobody refers to is kept */
 };
 
 int registry_new(struct store *store, struct disks *disks, const struct registry_options *options,

@@ -8,6 +8,12 @@
  * and each durable before the next: the manifest, the record for its subject's referrers, the tag.
  * So a tag never points at what is not there.  Other artifacts (signatures, for instance) are taken
  * as they are, so that they can live beside the disks that they speak of.
+ *
+ * PUT is a publisher as collect.h has it: from before it looks for the first blob until the last of
+ * the above is stored, a claim tells the collector what it relies on.  Should the claim have been
+ * broken meanwhile, for it was so old that its maker seemed dead, PUT begins again.  DELETE is a
+ * collector of one object: it condemns the manifest, waits for those who claim it, and deletes it
+ * unless somebody has revived it; so a tag that is set beside it never names nothing.
  */
 #include "registry_internal.h"
 
@@ -17,13 +23,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "claims.h"
+#include "clock.h"
+#include "collect.h"
+#include "condemned.h"
 #include "json_memory.h"
+#include "leases.h"
 #include "quote.h"
+#include "step.h"
+#include "store_backend.h"
 
-#define TAG_TRIES      100
-#define TAG_VALUE_MAX  256
-#define MEDIA_TYPE_MAX 255 /* two names of 127 bytes (RFC 6838, section 4.2) */
+#define TAG_TRIES       100
+#define PUT_TRIES       3 /* with a claim that was broken in between */
+#define DELETE_WAIT_US  (10 * UINT64_C(1000000))
+#define DELETE_PAUSE_NS 5000000
+#define TAG_VALUE_MAX   256
+#define MEDIA_TYPE_MAX  255 /* two names of 127 bytes (RFC 6838, section 4.2) */
 #define ANNOTATIONS_MAX                                                                            \
     (64u << 10) /* of a manifest, repeated in its subject's list of referrers                      \
                  */
@@ -227,11 +244,14 @@ static int set_tag(const struct registry_call *call, const char *tag, const stru
         if (r == CAIRN_OK || r == CAIRN_E_NOT_FOUND)
             r = store_cas(call->store, key, old, text, err);
     }
+    if (r == CAIRN_E_CONFLICT)
+        return error_set(err, CAIRN_E_UNAVAILABLE, "tag %s is being set by too many", tag);
     return r;
 }
 
-static int store_manifest(const struct registry_call *call, const struct document *doc,
-                          const struct digest *d, const char *tag, struct cairn_error *err)
+/* Put it, or let it be as if it were put now. */
+static int put_bytes(const struct registry_call *call, const struct digest *d,
+                     struct cairn_error *err)
 {
     char key[REGISTRY_KEY_MAX];
     size_t len;
@@ -239,12 +259,140 @@ static int store_manifest(const struct registry_call *call, const struct documen
     int r = store_put(call->store, registry_repo_key(call->target.repo, "_manifests", d, key), body,
                       len, STORE_PUT_IF_ABSENT, err);
 
-    if (r == CAIRN_E_CONFLICT)
-        r = CAIRN_OK;
+    return r == CAIRN_E_CONFLICT ? store_touch(call->store, key, err) : r;
+}
+
+static int store_manifest(const struct registry_call *call, const struct document *doc,
+                          const struct digest *d, const char *tag, struct cairn_error *err)
+{
+    size_t len;
+    int r = put_bytes(call, d, err);
+
+    step_reached(STEP_PUT_MANIFEST);
+    http_body(call->req, &len);
     if (!r && doc->has_subject)
         r = put_referrer(call, doc, d, len, err);
+    step_reached(STEP_PUT_REFERRER);
     if (!r && tag)
         r = set_tag(call, tag, d, err);
+    step_reached(STEP_PUT_TAGGED);
+    return r;
+}
+
+/* -- PUT: as a publisher ------------------------------------------------------------------- */
+
+static int revive_blob(const struct registry_call *call, const json_t *descriptor,
+                       struct cairn_error *err)
+{
+    const char *text = json_string_value(json_object_get(descriptor, "digest"));
+    char key[REGISTRY_KEY_MAX];
+    struct digest d;
+    int r;
+
+    if (!text || digest_parse(text, strlen(text), &d, NULL))
+        return CAIRN_OK; /* check_blobs says what is wrong */
+    r = condemned_revive(call->store, registry_repo_key(call->target.repo, "_blobs", &d, key), NULL,
+                         err);
+    return r ? r : condemned_revive(call->store, registry_blob_key(&d, key), NULL, err);
+}
+
+/* The manifest, should it be there already, and all that it lists. */
+static int revive_all(const struct registry_call *call, const struct document *doc,
+                      const struct digest *d, struct cairn_error *err)
+{
+    const json_t *layers = json_object_get(doc->json, "layers");
+    char key[REGISTRY_KEY_MAX];
+    bool running;
+    int r = condemned_revive(call->store,
+                             registry_repo_key(call->target.repo, "_manifests", d, key), NULL, err);
+
+    if (!r)
+        r = collect_is_running(call->store, &running, err);
+    if (r || !running)
+        return r;
+    r = revive_blob(call, json_object_get(doc->json, "config"), err);
+    for (size_t i = 0; i < json_array_size(layers) && !r; i++)
+        r = revive_blob(call, json_array_get(layers, i), err);
+    return r;
+}
+
+/* Everything that the manifest lists is there and will stay, and if it is a disk it can be read. */
+static int prepare(const struct registry_call *call, const struct document *doc,
+                   const struct digest *d, struct cairn_error *err)
+{
+    int r = revive_all(call, doc, d, err);
+
+    step_reached(STEP_PUT_REVIVED);
+    if (!r)
+        r = check_blobs(call, doc, err);
+    step_reached(STEP_PUT_CHECKED);
+    if (!r && doc->disk)
+        r = disks_publish(call->registry->disks, doc->disk, err);
+    step_reached(STEP_PUT_INDEXED);
+    return r;
+}
+
+struct publication {
+    const struct registry_call *call;
+    const struct document *doc;
+    const struct digest *digest;
+    const char *tag; /* NULL: none */
+    bool broken;     /* the claim was: what is stored, if anything, may not be complete */
+    bool stored;
+};
+
+static int publish_claimed(struct publication *p, const struct claim *claim,
+                           struct cairn_error *err)
+{
+    struct store *store = p->call->store;
+    bool held = false;
+    int r = prepare(p->call, p->doc, p->digest, err);
+
+    if (!r)
+        r = claim_held(store, claim, &held, err);
+    step_reached(STEP_PUT_STILL_CLAIMED);
+    p->stored |= held;
+    if (!r && held)
+        r = store_manifest(p->call, p->doc, p->digest, p->tag, err);
+    if (r) {
+        claim_drop(store, claim, &p->broken, NULL);
+        return r;
+    }
+    r = claim_drop(store, claim, &p->broken, err);
+    step_reached(STEP_PUT_DROPPED);
+    return r;
+}
+
+static int publish_once(struct publication *p, struct cairn_error *err)
+{
+    struct claim claim;
+    size_t len;
+    const void *body = http_body(p->call->req, &len);
+    int r = claim_take(p->call->store, p->call->target.repo, body, len, &claim, err);
+
+    step_reached(STEP_PUT_CLAIMED);
+    return r ? r : publish_claimed(p, &claim, err);
+}
+
+static int delete_manifest(const struct registry_call *call, const struct digest *d,
+                           struct cairn_error *err);
+
+/*
+ * Again if the claim was broken.  If what was stored then turns out to lack a blob it is taken back
+ * before anybody is told that it is there.
+ */
+static int publish(struct publication *p, struct cairn_error *err)
+{
+    int r = publish_once(p, err);
+
+    for (int i = 1; i < PUT_TRIES && p->broken && !r; i++) {
+        p->broken = false;
+        r = publish_once(p, err);
+        if (r == CAIRN_E_NOT_FOUND && p->stored)
+            delete_manifest(p->call, p->digest, NULL);
+    }
+    if (!r && p->broken)
+        return error_set(err, CAIRN_E_UNAVAILABLE, "publishing takes too long; try again");
     return r;
 }
 
@@ -291,6 +439,7 @@ static void put_manifest(const struct registry_call *call)
     __attribute__((cleanup(document_release))) struct document doc = {0};
     struct cairn_error err;
     struct digest d;
+    struct publication p = {.call = call, .doc = &doc, .digest = &d};
     const char *tag;
     size_t len;
     const void *body = http_body(call->req, &len);
@@ -299,18 +448,12 @@ static void put_manifest(const struct registry_call *call)
     digest_of(body, len, &d);
     if (!check_request(call, &d, &tag))
         return;
+    p.tag = tag;
     r = parse_document(body, len, &doc, &err);
     if (!r)
-        r = check_blobs(call, &doc, &err);
-    if (!r && doc.disk)
-        r = disks_publish(call->registry->disks, doc.disk, &err);
+        r = publish(&p, &err);
     if (r) {
         manifest_failure(call, &err);
-        return;
-    }
-    r = store_manifest(call, &doc, &d, tag, &err);
-    if (r) {
-        http_reply_failure(call->reply, &err);
         return;
     }
     if (doc.has_subject) {
@@ -395,40 +538,131 @@ static int untag(void *arg, const char *name, bool is_prefix, struct cairn_error
     return r == CAIRN_E_CONFLICT ? CAIRN_OK : r;
 }
 
-static int delete_referrer(const struct registry_call *call, const struct digest *d,
-                           struct cairn_error *err)
+static int untag_all(const struct registry_call *call, const struct digest *d,
+                     struct cairn_error *err)
 {
-    __attribute__((cleanup(document_release))) struct document doc = {0};
-    char key[REGISTRY_KEY_MAX];
-    CLEANUP_FREE void *buf = NULL;
-    size_t len;
-    int r = store_get(call->store, registry_repo_key(call->target.repo, "_manifests", d, key),
-                      MANIFEST_BYTES_MAX, &buf, &len, err);
+    struct untag u = {.call = call};
+    char prefix[REGISTRY_KEY_MAX];
 
-    if (r || parse_document(buf, len, &doc, NULL) || !doc.has_subject)
-        return r;
-    r = store_delete(call->store, registry_referrer_key(call->target.repo, &doc.subject, d, key),
-                     err);
-    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
+    digest_format(d, u.digest);
+    snprintf(prefix, sizeof(prefix), "repos/%s/_tags/", call->target.repo);
+    return store_list(call->store, prefix, NULL, untag, &u, err);
 }
 
-/* The tags first, the manifest last: what fails in between can be done again. */
+/* A manifest on its way out. */
+struct deletion {
+    const struct registry_call *call;
+    const struct digest *digest;
+    char by[CONDEMNED_BY_MAX];
+    char key[REGISTRY_KEY_MAX];
+    char record[REGISTRY_KEY_MAX]; /* among its subject's referrers; empty: none */
+    bool claimed;
+};
+
+static const char *record_of(const struct deletion *del)
+{
+    return del->record[0] ? del->record : NULL;
+}
+
+static int find_record(struct deletion *del, struct cairn_error *err)
+{
+    __attribute__((cleanup(document_release))) struct document doc = {0};
+    CLEANUP_FREE void *buf = NULL;
+    size_t len;
+    int r = store_get(del->call->store, del->key, MANIFEST_BYTES_MAX, &buf, &len, err);
+
+    if (!r && parse_document(buf, len, &doc, NULL) == CAIRN_OK && doc.has_subject)
+        registry_referrer_key(del->call->target.repo, &doc.subject, del->digest, del->record);
+    return r;
+}
+
+static int see_claim(void *arg, const char *repo, const void *manifest, size_t len,
+                     struct cairn_error *err)
+{
+    struct deletion *del = arg;
+    struct digest d;
+
+    (void)err;
+    if (strcmp(repo, del->call->target.repo) != 0)
+        return CAIRN_OK;
+    digest_of(manifest, len, &d);
+    del->claimed |= digest_equal(&d, del->digest);
+    return CAIRN_OK;
+}
+
+static int see_lease(void *arg, const struct lease *lease, struct cairn_error *err)
+{
+    const struct deletion *del = arg;
+    char text[DIGEST_STR_MAX];
+
+    if (strcmp(lease->ref.repo, del->call->target.repo) != 0 ||
+        !digest_equal(&lease->ref.digest, del->digest))
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_CONFLICT,
+                     "manifest %s is in use: \"%s\" holds lease %s.  If its tags are removed it is "
+                     "collected when that ends",
+                     digest_format(del->digest, text), lease->holder, lease->id);
+}
+
+/* What claims it now has stored that before the manifest was condemned, or will revive it. */
+static int delete_condemned(struct deletion *del, bool *ret_gone, struct cairn_error *err)
+{
+    struct store *store = del->call->store;
+    uint64_t nr_broken = 0;
+    int r = claims_each(store, CLAIM_AGE_S, see_claim, del, &nr_broken, err);
+
+    if (!r)
+        r = leases_each(store, see_lease, del, NULL, err);
+    step_reached(STEP_DELETE_UNCLAIMED);
+    if (!r && !del->claimed)
+        r = untag_all(del->call, del->digest, err);
+    step_reached(STEP_DELETE_UNTAGGED);
+    if (!r && !del->claimed)
+        return condemned_delete(store, del->by, del->key, record_of(del), ret_gone, err);
+    condemned_pardon(store, del->by, del->key, record_of(del), NULL, NULL);
+    return r;
+}
+
+/* *ret_gone is false if somebody was in the way. */
+static int delete_once(const struct registry_call *call, const struct digest *d, bool *ret_gone,
+                       struct cairn_error *err)
+{
+    struct deletion del = {.call = call, .digest = d};
+    bool marked = false;
+    int r;
+
+    *ret_gone = false;
+    registry_repo_key(call->target.repo, "_manifests", d, del.key);
+    snprintf(del.by, sizeof(del.by), "delete-");
+    r = store_random_hex(del.by + strlen(del.by), 16, err);
+    if (!r)
+        r = condemned_revive(call->store, del.key, NULL, err);
+    if (!r)
+        r = find_record(&del, err);
+    if (!r)
+        r = condemned_mark(call->store, del.by, del.key, record_of(&del), &marked, err);
+    step_reached(STEP_DELETE_CONDEMNED);
+    return r || !marked ? r : delete_condemned(&del, ret_gone, err);
+}
+
 static int delete_manifest(const struct registry_call *call, const struct digest *d,
                            struct cairn_error *err)
 {
-    struct untag u = {.call = call};
-    char key[REGISTRY_KEY_MAX];
-    int r;
+    const struct timespec pause = {.tv_nsec = DELETE_PAUSE_NS};
+    const uint64_t deadline = clock_now_us() + DELETE_WAIT_US;
+    char text[DIGEST_STR_MAX];
+    bool gone;
 
-    digest_format(d, u.digest);
-    snprintf(key, sizeof(key), "repos/%s/_tags/", call->target.repo);
-    r = store_list(call->store, key, NULL, untag, &u, err);
-    if (!r)
-        r = delete_referrer(call, d, err);
-    if (!r)
-        r = store_delete(call->store, registry_repo_key(call->target.repo, "_manifests", d, key),
-                         err);
-    return r;
+    for (;;) {
+        int r = delete_once(call, d, &gone, err);
+
+        if (r || gone)
+            return r;
+        if (clock_now_us() > deadline)
+            return error_set(err, CAIRN_E_UNAVAILABLE, "manifest %s is being published",
+                             digest_format(d, text));
+        nanosleep(&pause, NULL);
+    }
 }
 
 static int delete_tag(const struct registry_call *call, const char *tag, struct cairn_error *err)

@@ -27,6 +27,7 @@
 #include "byte_count.h"
 #include "checked.h"
 #include "quote.h"
+#include "step.h"
 
 #define SESSIONS_IDLE_MAX 256
 #define CHUNK_MIN         (5u << 20) /* S3's smallest part; smaller chunks are taken all the same */
@@ -525,8 +526,9 @@ static int check_complete(const struct writer *w, struct cairn_error *err)
 }
 
 /*
- * The upload, which w is ending, becomes the blob d.  If its digest is another the upload is
- * dropped: no chunk can make it right any more.
+ * The upload, which w is ending, becomes the blob d.  The link to it comes first, for that is the
+ * claim that keeps the blob (collect.h); it shows nothing until the blob is there.  If its digest
+ * is another the upload is dropped: no chunk can make it right any more.
  */
 static int finish(struct writer *w, const char *repo, const struct digest *d,
                   struct cairn_error *err)
@@ -550,11 +552,14 @@ static int finish(struct writer *w, const char *repo, const struct digest *d,
     r = quota_charge(w->registry->quota, repo, d, w->off, &charge, err);
     if (r)
         return r;
-    r = store_upload_commit(store, w->session->id, w->off, registry_blob_key(d, key), err);
-    w->ended = r == CAIRN_OK;
-    if (!r)
-        r = registry_show_blob(store, repo, d, w->off, err);
+    r = registry_show_blob(store, repo, d, w->off, err);
     quota_settle(w->registry->quota, &charge, r == CAIRN_OK);
+    if (!r)
+        r = registry_revive_blob(store, d, err);
+    if (!r)
+        r = store_upload_commit(store, w->session->id, w->off, registry_blob_key(d, key), err);
+    step_reached(STEP_BLOB_STORED);
+    w->ended = r == CAIRN_OK;
     return r;
 }
 
@@ -612,7 +617,9 @@ static int link_blob(const struct registry_call *call, const struct digest *d, u
         return r;
     r = registry_show_blob(call->store, call->target.repo, d, size, err);
     quota_settle(quota, &charge, r == CAIRN_OK);
-    return r;
+    if (!r)
+        r = registry_revive_blob(call->store, d, err);
+    return r ? r : registry_find_blob(call->store, call->target.repo, d, &size, err);
 }
 
 /* ?mount=<digest>&from=<repo>: true if that has been replied, for the blob is the repository's now
