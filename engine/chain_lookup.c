@@ -11,7 +11,9 @@
  * The search comes in several instruction sets.  They differ in how a node's keys are compared and
  * in nothing else; chain_lookup_isa.h is the code that they share, compiled for each.
  */
+#include <assert.h>
 #include <inttypes.h>
+#include <stddef.h>
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -93,30 +95,26 @@ struct index_slices chain_index_slices(struct chain_index *index)
 
 /* -- From a slice to an answer ----------------------------------------------------------------- */
 
-/* Where the extent that a search came to is: its record, and its end in sectors. */
-struct found {
-    const uint8_t *record;
-    uint32_t end; /* NO_END: the search came to no extent */
-};
-
 #define NO_END (1u << 22) /* as far behind any sector as no extent is long */
 
-static inline struct found found_at(const struct index_slice *slice, uint32_t i)
+/* Where the extent that a search came to ends, in sectors; NO_END: it came to none. */
+static inline uint32_t found_end(const struct index_slice *slice, uint32_t i)
 {
     uint32_t end = slice_last(slice, i) + 1;
 
-    return (struct found){slice_record(slice, i), i < slice->nr_extents ? end : NO_END};
+    return i < slice->nr_extents ? end : NO_END;
 }
 
 /*
  * Put the part of the extent from guest_off on; false if it begins behind guest_off, or is none,
  * for then len is what is below zero.  Without a branch that depends on data but for rare kinds.
  */
-static inline bool put_extent(struct found found, uint64_t guest_off, struct extent *ret_extent)
+static inline bool put_extent(const uint8_t *record, uint32_t end, uint64_t guest_off,
+                              struct extent *ret_extent)
 {
-    uint64_t what = record_what(found.record), host_off = record_host_off(found.record);
+    uint64_t what = record_what(record), host_off = record_host_off(record);
     uint32_t whole = (uint32_t)((what & 0xffff) + 1) << SECTOR_BITS;
-    uint32_t len = (found.end << SECTOR_BITS) - (uint32_t)(guest_off % INDEX_SLICE_SIZE);
+    uint32_t len = (end << SECTOR_BITS) - (uint32_t)(guest_off % INDEX_SLICE_SIZE);
     uint8_t kind = (uint8_t)(what >> 46);
 
     if (len > whole)
@@ -149,6 +147,13 @@ static __attribute__((noinline)) void put_hole(const struct index_l1 *l1,
     *ret_extent = index_hole(l1, guest_off, min_u64(end, l1->virtual_size));
 }
 
+static inline void put_answer(const struct index_l1 *l1, const struct index_slice *slice,
+                              uint32_t i, uint64_t guest_off, struct extent *ret_extent)
+{
+    if (!put_extent(slice_record(slice, i), found_end(slice, i), guest_off, ret_extent))
+        put_hole(l1, slice, guest_off, ret_extent);
+}
+
 /* The slot was empty. */
 static int lookup_missing(struct chain_index *index, uint64_t guest_off, struct extent *ret_extent,
                           struct cairn_error *err)
@@ -156,13 +161,11 @@ static int lookup_missing(struct chain_index *index, uint64_t guest_off, struct 
     CLEANUP(index_slice_unref_p) struct index_slice *slice = NULL;
     /* Another look-up of the same batch may have filled it meanwhile. */
     int rc = get_slice(index, 0, (uint32_t)(guest_off >> INDEX_SLICE_BITS), &slice, err);
-    uint32_t i;
 
     if (rc < 0)
         return rc;
-    i = slice_find(slice, (uint16_t)(guest_off >> SECTOR_BITS));
-    if (!put_extent(found_at(slice, i), guest_off, ret_extent))
-        put_hole(index->l1, slice, guest_off, ret_extent);
+    put_answer(index->l1, slice, slice_find(slice, (uint16_t)(guest_off >> SECTOR_BITS)), guest_off,
+               ret_extent);
     return CAIRN_OK;
 }
 
@@ -171,6 +174,41 @@ static int refuse(const struct chain_index *index, uint64_t guest_off, struct ca
     return error_set(err, CAIRN_E_USAGE,
                      "guest offset %" PRIu64 " is not below the virtual size %" PRIu64, guest_off,
                      index->virtual_size);
+}
+
+/* -- Groups of look-ups ------------------------------------------------------------------------ */
+
+#define GROUP 32
+
+/* What the searches of a group came to. */
+struct found_group {
+    const uint8_t *records[GROUP];
+    uint32_t ends[GROUP];
+};
+
+static inline void found_note(struct found_group *found, unsigned nr,
+                              const struct index_slice *slice, uint32_t i)
+{
+    found->records[nr] = slice_record(slice, i);
+    found->ends[nr] = found_end(slice, i);
+}
+
+/* The answers from the nth of a group on, one by one. */
+static inline void put_each(const struct index_l1 *l1,
+                            const struct index_slice *const slices[GROUP],
+                            const struct found_group *found, const uint64_t *guest_offs, unsigned i,
+                            unsigned nr, struct extent *ret_extents)
+{
+    for (; i < nr; i++)
+        if (!put_extent(found->records[i], found->ends[i], guest_offs[i], &ret_extents[i]))
+            put_hole(l1, slices[i], guest_offs[i], &ret_extents[i]);
+}
+
+static inline void put_all(const struct index_l1 *l1, const struct index_slice *const slices[GROUP],
+                           const struct found_group *found, const uint64_t *guest_offs, unsigned nr,
+                           struct extent *ret_extents)
+{
+    put_each(l1, slices, found, guest_offs, 0, nr, ret_extents);
 }
 
 /* -- Instruction sets -------------------------------------------------------------------------- */
@@ -197,6 +235,7 @@ static inline uint32_t rank_in_node_portable(const uint16_t *keys, uint16_t sect
 
 #define ISA(name) name##_portable
 #define ISA_TARGET
+#define put_extents_portable put_all
 #include "chain_lookup_isa.h"
 #undef ISA
 #undef ISA_TARGET
@@ -241,6 +280,7 @@ ISA_TARGET static inline uint32_t rank_in_node_avx2(const uint16_t *keys, uint16
                            bits_of(not_below(keys, sector), not_below(keys + 16, sector)));
 }
 
+#define put_extents_avx2 put_all
 #include "chain_lookup_isa.h"
 #undef ISA
 #undef ISA_TARGET
@@ -262,6 +302,93 @@ ISA_TARGET static inline uint32_t rank_in_node_avx512(const uint16_t *keys, uint
 {
     return (uint32_t)__builtin_popcount(
         _mm512_cmplt_epu16_mask(_mm512_loadu_si512(keys), _mm512_set1_epi16((short)sector)));
+}
+
+/* Where put_eight puts a member of struct extent. */
+static_assert(offsetof(struct extent, guest_off) == 0 && offsetof(struct extent, len) == 8 &&
+                  offsetof(struct extent, host_off) == 16 &&
+                  offsetof(struct extent, compressed_len) == 24 &&
+                  offsetof(struct extent, layer) == 28 && offsetof(struct extent, kind) == 30 &&
+                  sizeof(struct extent) == 32,
+              "an extent is four words");
+
+/* Eight extents of four words each, from their first words, their second, and so on. */
+ISA_TARGET static inline void store_extents(struct extent *extents, const __m512i word[4])
+{
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+
+    for (unsigned odd = 0; odd < 2; odd++) {
+        __m512i low =
+            odd ? _mm512_unpackhi_epi64(word[0], word[1]) : _mm512_unpacklo_epi64(word[0], word[1]);
+        __m512i high =
+            odd ? _mm512_unpackhi_epi64(word[2], word[3]) : _mm512_unpacklo_epi64(word[2], word[3]);
+        __m512i a = _mm512_permutex2var_epi64(low, first, high);
+        __m512i b = _mm512_permutex2var_epi64(low, second, high);
+
+        _mm256_storeu_si256((__m256i_u *)(void *)&extents[odd], _mm512_castsi512_si256(a));
+        _mm256_storeu_si256((__m256i_u *)(void *)&extents[odd + 2],
+                            _mm512_extracti64x4_epi64(a, 1));
+        _mm256_storeu_si256((__m256i_u *)(void *)&extents[odd + 4], _mm512_castsi512_si256(b));
+        _mm256_storeu_si256((__m256i_u *)(void *)&extents[odd + 6],
+                            _mm512_extracti64x4_epi64(b, 1));
+    }
+}
+
+/* The words at eight addresses.  (Without optimisation the intrinsic is a macro of gcc's, which
+ * gives a char the mask 0xff.) */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+ISA_TARGET static inline __m512i load_each(__m512i addresses)
+{
+    return _mm512_i64gather_epi64(addresses, NULL, 1);
+}
+#pragma GCC diagnostic pop
+
+/* put_extent for eight at a time, as far as they are neither compressed nor holes: a bit for each
+ * that was put. */
+ISA_TARGET static inline unsigned put_eight(const uint8_t *const *records, const uint32_t *ends,
+                                            const uint64_t *guest_offs, struct extent *ret_extents)
+{
+    const __m512i one = _mm512_set1_epi64(1), low16 = _mm512_set1_epi64(0xffff);
+    __m512i record = _mm512_loadu_si512(records), guest_off = _mm512_loadu_si512(guest_offs);
+    __m512i end = _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i_u *)(const void *)ends));
+    __m512i host_off = _mm512_srli_epi64(_mm512_slli_epi64(load_each(record), 64 - HOST_OFF_BITS),
+                                         64 - HOST_OFF_BITS);
+    __m512i what = _mm512_srli_epi64(
+        load_each(_mm512_add_epi64(record, _mm512_set1_epi64(RECORD_SIZE - 8))), 16);
+    __m512i kind = _mm512_srli_epi64(what, 46);
+    __m512i whole =
+        _mm512_slli_epi64(_mm512_add_epi64(_mm512_and_si512(what, low16), one), SECTOR_BITS);
+    __m512i len =
+        _mm512_sub_epi64(_mm512_slli_epi64(end, SECTOR_BITS),
+                         _mm512_and_si512(guest_off, _mm512_set1_epi64(INDEX_SLICE_SIZE - 1)));
+    __m512i layer = _mm512_and_si512(_mm512_srli_epi64(what, 16), low16);
+    __mmask8 linear = _mm512_cmplt_epu64_mask(_mm512_sub_epi64(kind, one), _mm512_set1_epi64(2));
+    const __m512i word[4] = {
+        guest_off,
+        len,
+        _mm512_mask_add_epi64(host_off, linear, host_off, _mm512_sub_epi64(whole, len)),
+        _mm512_or_si512(_mm512_slli_epi64(layer, 32), _mm512_slli_epi64(kind, 48)),
+    };
+
+    store_extents(ret_extents, word);
+    return _mm512_cmple_epu64_mask(len, whole) &
+           _mm512_cmpneq_epu64_mask(kind, _mm512_set1_epi64(EXTENT_COMPRESSED));
+}
+
+ISA_TARGET static inline void put_extents_avx512(const struct index_l1 *l1,
+                                                 const struct index_slice *const slices[GROUP],
+                                                 const struct found_group *found,
+                                                 const uint64_t *guest_offs, unsigned nr,
+                                                 struct extent *ret_extents)
+{
+    unsigned i = 0;
+
+    for (; i + 8 <= nr; i += 8)
+        if (put_eight(found->records + i, found->ends + i, guest_offs + i, ret_extents + i) != 0xff)
+            put_each(l1, slices, found, guest_offs, i, i + 8, ret_extents);
+    put_each(l1, slices, found, guest_offs, i, nr, ret_extents);
 }
 
 #include "chain_lookup_isa.h"

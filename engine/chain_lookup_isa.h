@@ -2,13 +2,12 @@
 /*
  * The search of chain_lookup.c, compiled once for each instruction set: no guard, and no use to
  * anybody else.  ISA(name) names a function of the set, ISA_TARGET is its attribute;
- * ISA(rank_in_top) and ISA(rank_in_node) count the keys below a sector.
+ * ISA(rank_in_top) and ISA(rank_in_node) count the keys below a sector, ISA(put_extents) makes the
+ * answers of a group.
  *
  * A batch goes in groups, each step for the whole group before the next, and each step asks the
  * memory for what the next one needs: the misses of a group are waited for together.
  */
-
-#define GROUP 32
 
 /* From a node of the level below top, there are several, to the leaf that sector belongs to. */
 ISA_TARGET static __attribute__((noinline)) uint32_t ISA(descend)(const struct index_slice *slice,
@@ -49,7 +48,6 @@ ISA_TARGET static int ISA(lookup)(struct chain_index *index, uint64_t guest_off,
 {
     uint16_t sector = (uint16_t)(guest_off >> SECTOR_BITS);
     const struct index_slice *slice;
-    uint32_t i;
 
     if (guest_off >= index->virtual_size)
         return refuse(index, guest_off, err);
@@ -57,9 +55,8 @@ ISA_TARGET static int ISA(lookup)(struct chain_index *index, uint64_t guest_off,
         atomic_load_explicit(&index->slots[guest_off >> INDEX_SLICE_BITS], memory_order_acquire);
     if (!slice)
         return lookup_missing(index, guest_off, ret_extent, err);
-    i = ISA(find_in_leaf)(slice, ISA(find_leaf)(slice, sector), sector);
-    if (!put_extent(found_at(slice, i), guest_off, ret_extent))
-        put_hole(index->l1, slice, guest_off, ret_extent);
+    put_answer(index->l1, slice, ISA(find_in_leaf)(slice, ISA(find_leaf)(slice, sector), sector),
+               guest_off, ret_extent);
     return CAIRN_OK;
 }
 
@@ -69,7 +66,7 @@ ISA_TARGET static inline void ISA(lookup_group)(const struct index_l1 *l1,
                                                 const uint64_t *guest_offs, unsigned nr,
                                                 struct extent *ret_extents)
 {
-    struct found found[GROUP];
+    struct found_group found;
     uint32_t leaf[GROUP];
 
     for (unsigned i = 0; i < nr; i++) {
@@ -79,12 +76,10 @@ ISA_TARGET static inline void ISA(lookup_group)(const struct index_l1 *l1,
     for (unsigned i = 0; i < nr; i++) {
         uint16_t sector = (uint16_t)(guest_offs[i] >> SECTOR_BITS);
 
-        found[i] = found_at(slices[i], ISA(find_in_leaf)(slices[i], leaf[i], sector));
-        __builtin_prefetch(found[i].record);
+        found_note(&found, i, slices[i], ISA(find_in_leaf)(slices[i], leaf[i], sector));
+        __builtin_prefetch(found.records[i]);
     }
-    for (unsigned i = 0; i < nr; i++)
-        if (!put_extent(found[i], guest_offs[i], &ret_extents[i]))
-            put_hole(l1, slices[i], guest_offs[i], &ret_extents[i]);
+    ISA(put_extents)(l1, slices, &found, guest_offs, nr, ret_extents);
 }
 
 ISA_TARGET static int ISA(lookup_many)(struct chain_index *index, const uint64_t *guest_offs,
@@ -120,5 +115,3 @@ ISA_TARGET static int ISA(lookup_many)(struct chain_index *index, const uint64_t
     }
     return CAIRN_OK;
 }
-
-#undef GROUP
