@@ -261,12 +261,16 @@ void disks_reply_ref_error(struct http_reply *reply, const char *text,
 
 static const struct call {
     const char *name; /* the path behind the ref, without its '/' */
-    bool chain_only;  /* the answer follows from the chain: its ID is the ETag */
+    const char *pattern;
+    bool chain_only; /* the answer follows from the chain: its ID is the ETag */
     void (*reply)(const struct disk_request *rq);
 } calls[] = {
-    {"", false, disks_reply_info},           {"data", true, disks_reply_data},
-    {"extents", true, disks_reply_extents},  {"index", true, disks_reply_index},
-    {"changes", false, disks_reply_changes}, {"open", false, disks_reply_open},
+    {"", "/v1/disks/<ref>", false, disks_reply_info},
+    {"data", "/v1/disks/<ref>/data", true, disks_reply_data},
+    {"extents", "/v1/disks/<ref>/extents", true, disks_reply_extents},
+    {"index", "/v1/disks/<ref>/index", true, disks_reply_index},
+    {"changes", "/v1/disks/<ref>/changes", false, disks_reply_changes},
+    {"open", "/v1/disks/<ref>/open", false, disks_reply_open},
 };
 
 static const struct call *find_call(const char *name)
@@ -303,6 +307,7 @@ static void reply_call(struct disks *disks, const struct call *call, const char 
     struct disk_request rq = {.ref = &ref, .http = req, .reply = reply};
     struct cairn_error err;
 
+    http_reply_route(reply, call->pattern);
     if (ref_parse(ref_text, &ref, &err) != CAIRN_OK) {
         http_reply_error(reply, 400, "NAME_INVALID", "%s", err.message);
         return;

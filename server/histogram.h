@@ -9,11 +9,12 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define HISTOGRAM_CLASSES 14
+#define HISTOGRAM_CLASSES 16
 
 /* Upper bounds in microseconds; the last class has none. */
 static const uint32_t histogram_bounds_us[HISTOGRAM_CLASSES - 1] = {
-    25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 100000, 500000, 2500000};
+    25,    50,    100,    250,    500,     1000,     2500,    5000,
+    10000, 25000, 100000, 500000, 2500000, 10000000, 60000000};
 
 struct histogram {
     atomic_uint_fast64_t counts[HISTOGRAM_CLASSES]; /* of each class by itself */

@@ -45,6 +45,7 @@ static void prepare_reply(struct http_request *req)
         .workers = req->server->workers,
         .connection = req->connection,
         .request_id = req->id,
+        .sent = &req->streamed,
     };
 
     count_reply_memory(req);
@@ -273,18 +274,9 @@ static enum MHD_Result on_body_end(struct http_request *req)
     return hand_over(req, PHASE_HANDLING, run_handle, req->has_begun ? WORK_CONTINUES : WORK_NEW);
 }
 
-enum MHD_Result http_request_step(void *cls, struct MHD_Connection *connection, const char *url,
-                                  const char *method, const char *version, const char *data,
-                                  size_t *len, void **con_cls)
+static enum MHD_Result step(struct http_request *req, const char *method, const char *data,
+                            size_t *len)
 {
-    struct http_request *req = *con_cls;
-
-    (void)cls;
-    (void)connection;
-    (void)url;
-    (void)version;
-    if (!req)
-        return MHD_NO;
     switch (req->phase) {
     case PHASE_HEADERS:
         return on_headers(req, method);
@@ -304,4 +296,23 @@ enum MHD_Result http_request_step(void *cls, struct MHD_Connection *connection, 
         break;
     }
     return MHD_NO; /* not while a worker has it */
+}
+
+enum MHD_Result http_request_step(void *cls, struct MHD_Connection *connection, const char *url,
+                                  const char *method, const char *version, const char *data,
+                                  size_t *len, void **con_cls)
+{
+    struct http_request *req = *con_cls;
+    const size_t offered = *len;
+    enum MHD_Result result;
+
+    (void)cls;
+    (void)connection;
+    (void)url;
+    (void)version;
+    if (!req)
+        return MHD_NO;
+    result = step(req, method, data, len);
+    req->received += offered - *len;
+    return result;
 }

@@ -120,6 +120,10 @@ void http_reply_error(struct http_reply *reply, unsigned status, const char *oci
                       const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 void http_reply_failure(struct http_reply *reply, const struct cairn_error *err);
 
+/* The pattern of the resource that was found at the path, of static storage: `route=` of the
+ * request's metrics.  Without it that is http_route.path. */
+void http_reply_route(struct http_reply *reply, const char *pattern);
+
 /* 405, with the methods (or-ed) that the resource does have. */
 void http_reply_methods(struct http_reply *reply, unsigned methods);
 
@@ -177,6 +181,10 @@ struct http_options {
 };
 
 struct http_server;
+struct metrics;
+
+/* The figures of the server that req came to. */
+void http_write_metrics(const struct http_request *req, struct metrics *m);
 
 /* routes are tried in order; they and what they point to must outlive the server. */
 int http_server_start(const struct http_options *options, const struct http_route *routes,

@@ -53,6 +53,7 @@ struct http_reply {
     enum http_reply_kind kind;
     unsigned status;
     const char *request_id; /* borrowed from the request */
+    const char *route;      /* http_reply_route; NULL: not called */
     char content_type[128]; /* empty: none */
     uint64_t len;
     void *buf;
@@ -76,6 +77,7 @@ struct http_stream_env {
     struct workers *workers;
     struct MHD_Connection *connection;
     const char *request_id;
+    uint64_t *sent; /* gets the bytes of a long body, on the connection's thread */
 };
 
 /*

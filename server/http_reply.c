@@ -218,6 +218,11 @@ void http_reply_methods(struct http_reply *reply, unsigned allowed)
     http_reply_header(reply, "Allow", "%s", text);
 }
 
+void http_reply_route(struct http_reply *reply, const char *pattern)
+{
+    reply->route = pattern;
+}
+
 /* -- What libmicrohttpd gets -------------------------------------------------------------- */
 
 static ssize_t no_body(void *cls, uint64_t pos, char *buf, size_t max)

@@ -181,29 +181,61 @@ void *http_request_start(void *cls, const char *target, struct MHD_Connection *c
     return req;
 }
 
-static void log_request(const struct http_request *req, bool complete)
+/* Bytes of a body that was cut on its way count only if they went through our hands. */
+static uint64_t bytes_sent(const struct http_request *req, bool complete)
+{
+    if (req->streamed > 0)
+        return req->streamed;
+    return complete && req->method != HTTP_HEAD ? req->reply_len : 0;
+}
+
+static struct http_exchange exchange_of(const struct http_request *req, bool complete)
+{
+    const char *route = req->route ? req->route->path : "other";
+
+    return (struct http_exchange){
+        .route = req->reply.route ? req->reply.route : route,
+        .method = req->method,
+        .status = req->phase == PHASE_SENT ? req->reply.status : 0,
+        .us = clock_now_us() - req->started_us,
+        .received = req->received,
+        .sent = bytes_sent(req, complete),
+        .complete = complete,
+    };
+}
+
+static void log_peer(struct log_line *line, const struct http_request *req)
 {
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(req->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
     char peer[NI_MAXHOST] = "";
-    struct log_line line;
 
     if (info)
         getnameinfo(info->client_addr,
                     info->client_addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6)
                                                              : sizeof(struct sockaddr_in),
                     peer, sizeof(peer), NULL, 0, NI_NUMERICHOST);
+    log_text(line, "client", peer);
+}
+
+static void log_request(const struct http_request *req, const struct http_exchange *x)
+{
+    struct log_line line;
+
     log_begin(&line, LOG_LEVEL_INFO, "request");
+    if (line.dropped)
+        return;
     log_text(&line, "method", req->method_text);
     log_text(&line, "path", req->target ? req->target : "");
-    log_number(&line, "status", req->phase == PHASE_SENT ? req->reply.status : 0);
-    log_number(&line, "bytes", complete && req->method != HTTP_HEAD ? req->reply_len : 0);
-    log_number(&line, "dur_ms", (clock_now_us() - req->started_us) / 1000);
-    log_text(&line, "id", req->id);
+    log_number(&line, "status", x->status);
+    log_number(&line, "bytes_in", x->received);
+    log_number(&line, "bytes_out", x->sent);
+    log_milliseconds(&line, "dur_ms", x->us);
+    log_text(&line, "request_id", req->id);
     if (req->user[0])
         log_text(&line, "user", req->user);
-    log_text(&line, "peer", peer);
-    if (!complete)
+    log_peer(&line, req);
+    if (!x->complete)
         log_text(&line, "cut", "yes");
     if (req->reply.message[0])
         log_text(&line, "error", req->reply.message);
@@ -214,12 +246,15 @@ void http_request_completed(void *cls, struct MHD_Connection *connection, void *
                             enum MHD_RequestTerminationCode how)
 {
     struct http_request *req = *con_cls;
+    struct http_exchange x;
 
     (void)cls;
     (void)connection;
     *con_cls = NULL;
     if (!req)
         return;
-    log_request(req, how == MHD_REQUEST_TERMINATED_COMPLETED_OK);
+    x = exchange_of(req, how == MHD_REQUEST_TERMINATED_COMPLETED_OK);
+    http_figures_add(req->server->figures, &x);
+    log_request(req, &x);
     http_request_unref(req);
 }

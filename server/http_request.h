@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 
 #include "http_internal.h"
+#include "http_metrics.h"
 
 #define HTTP_REQUEST_ID_MAX 64
 #define HTTP_USER_MAX       64
@@ -46,6 +47,8 @@ struct http_request {
     const void *caller;
     void (*release_caller)(const void *caller);
     uint64_t started_us; /* clock_now_us */
+    uint64_t received;   /* bytes of the body */
+    uint64_t streamed;   /* bytes of a long reply's body that were sent */
     uint64_t dropped;    /* bytes of the body that nobody wanted */
     struct http_reply reply;
     struct MHD_Response *response;
@@ -72,6 +75,7 @@ struct http_server {
     struct MHD_Daemon **daemons; /* each has one thread */
     unsigned nr_daemons;
     struct workers *workers;
+    struct http_figures *figures;
     struct http_admission admission;
     struct http_tls *tls; /* NULL: plain HTTP */
     const struct http_route *routes;

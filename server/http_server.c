@@ -102,6 +102,8 @@ static int start(struct http_server *server, const struct http_options *options,
     if (!r)
         r = http_socket_name(fd, server->address, sizeof(server->address), err);
     if (!r)
+        r = http_figures_new(&server->figures, err);
+    if (!r)
         r = workers_new(options->workers, (size_t)options->workers * QUEUED_PER_WORKER,
                         &server->workers, err);
     if (!r)
@@ -124,6 +126,7 @@ static void server_free(struct http_server *server)
     workers_free(server->workers);
     pthread_cond_destroy(&server->idle);
     pthread_mutex_destroy(&server->lock);
+    http_figures_free(server->figures);
     free(server->daemons);
     free(server);
 }
@@ -161,6 +164,72 @@ const char *http_server_address(const struct http_server *server)
 {
     return server->address;
 }
+
+/* -- Figures ------------------------------------------------------------------------------ */
+
+static uint64_t nr_connections(const struct http_server *server)
+{
+    uint64_t nr = 0;
+
+    for (unsigned i = 0; i < server->nr_daemons; i++) {
+        const union MHD_DaemonInfo *info =
+            MHD_get_daemon_info(server->daemons[i], MHD_DAEMON_INFO_CURRENT_CONNECTIONS);
+
+        nr += info ? info->num_connections : 0;
+    }
+    return nr;
+}
+
+struct gauges {
+    uint64_t requests, connections, body_bytes, reply_bytes;
+    struct workers_load load;
+};
+
+static struct gauges take_gauges(struct http_server *server)
+{
+    struct gauges g = {
+        .connections = nr_connections(server),
+        .body_bytes = atomic_load_explicit(&server->collected, memory_order_relaxed),
+        .reply_bytes = atomic_load_explicit(&server->replying, memory_order_relaxed),
+    };
+
+    workers_get_load(server->workers, &g.load);
+    pthread_mutex_lock(&server->lock);
+    g.requests = server->nr_requests;
+    pthread_mutex_unlock(&server->lock);
+    return g;
+}
+
+void http_write_metrics(const struct http_request *req, struct metrics *m)
+{
+#define GAUGE(field) offsetof(struct gauges, field)
+    static const struct metrics_row rows[] = {
+        {"cairn_http_requests_in_flight", "gauge", "Requests that have begun and are not over.",
+         GAUGE(requests)},
+        {"cairn_http_connections", "gauge", "Connections of clients.", GAUGE(connections)},
+        {"cairn_http_request_body_memory_bytes", "gauge", "Memory of bodies being collected.",
+         GAUGE(body_bytes)},
+        {"cairn_http_reply_memory_bytes", "gauge",
+         "Memory of replies that clients have not fetched yet.", GAUGE(reply_bytes)},
+        {"cairn_workers", "gauge", "Worker threads.", GAUGE(load.threads)},
+        {"cairn_workers_busy", "gauge", "Worker threads that are at work.", GAUGE(load.busy)},
+        {"cairn_workers_queued_requests", "gauge", "New requests that wait for a worker.",
+         GAUGE(load.fresh)},
+        {"cairn_workers_queued_requests_limit", "gauge", "New requests beyond these are refused.",
+         GAUGE(load.max_fresh)},
+        {"cairn_workers_queued_pieces", "gauge",
+         "Pieces of bodies and replies that wait for a worker.", GAUGE(load.continuing)},
+        {"cairn_workers_refused_total", "counter", "Requests that the queue had no room for.",
+         GAUGE(load.refused)},
+    };
+#undef GAUGE
+    struct gauges g = take_gauges(req->server);
+
+    http_figures_write(req->server->figures, m);
+    metrics_rows(m, rows, sizeof(rows) / sizeof(rows[0]), &g);
+}
+
+/* -- The end ------------------------------------------------------------------------------ */
 
 static void wait_until_idle(struct http_server *server, unsigned timeout_ms)
 {

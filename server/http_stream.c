@@ -35,6 +35,7 @@ struct body {
     struct work work;
     struct workers *workers;
     struct MHD_Connection *connection; /* alive while suspended */
+    uint64_t *sent; /* of the request, which is there while libmicrohttpd reads */
     char request_id[80];
     struct http_stream stream; /* one of these two has its read */
     struct http_chunks chunks;
@@ -107,7 +108,7 @@ static void log_cut(const struct body *b, const struct cairn_error *err)
     struct log_line line;
 
     log_begin(&line, LOG_LEVEL_ERROR, "reply-cut");
-    log_text(&line, "id", b->request_id);
+    log_text(&line, "request_id", b->request_id);
     log_text(&line, "code", error_code_name(err->code));
     log_text(&line, "msg", err->message);
     log_end(&line);
@@ -177,6 +178,7 @@ static ssize_t take_locked(struct body *b, char *buf, size_t max)
 
     memcpy(buf, current->data + b->drained, n);
     b->drained += n;
+    *b->sent += n;
     return (ssize_t)n;
 }
 
@@ -252,6 +254,7 @@ static int body_new(struct http_reply *reply, const struct http_stream_env *env,
     b->work.run = run_fill;
     b->workers = env->workers;
     b->connection = env->connection;
+    b->sent = env->sent;
     snprintf(b->request_id, sizeof(b->request_id), "%s", env->request_id);
     b->stream = reply->stream;
     b->chunks = reply->chunks;

@@ -136,6 +136,14 @@ void log_number(struct log_line *line, const char *key, uint64_t value)
     log_text(line, key, text);
 }
 
+void log_milliseconds(struct log_line *line, const char *key, uint64_t us)
+{
+    char text[32];
+
+    snprintf(text, sizeof(text), "%" PRIu64 ".%03u", us / 1000, (unsigned)(us % 1000));
+    log_text(line, key, text);
+}
+
 void log_end(struct log_line *line)
 {
     ssize_t n;

@@ -43,6 +43,8 @@ struct log_line {
 void log_begin(struct log_line *line, enum log_level level, const char *event);
 void log_text(struct log_line *line, const char *key, const char *value);
 void log_number(struct log_line *line, const char *key, uint64_t value);
+/* A duration of us microseconds, as milliseconds with three digits behind the point. */
+void log_milliseconds(struct log_line *line, const char *key, uint64_t us);
 void log_end(struct log_line *line);
 
 /* An event with one thing to say, and an error with its code. */

@@ -95,8 +95,9 @@ void metrics_handle(void *sources, const struct http_request *req, struct http_r
     char *text = NULL;
     size_t len = 0;
 
-    (void)req;
     m.out = open_memstream(&text, &len);
+    if (m.out)
+        http_write_metrics(req, &m);
     for (const struct metrics_source *s = sources; m.out && s->write; s++)
         s->write(s->ctx, &m);
     if (m.out && fclose(m.out) == 0) {

@@ -260,17 +260,22 @@ static void registry_base(const struct registry_call *call)
 /* -- Dispatch ----------------------------------------------------------------------------- */
 
 static const struct {
+    const char *pattern;
     unsigned methods;
     void (*handle)(const struct registry_call *call);
 } resources[] = {
-    [REGISTRY_BASE] = {HTTP_GET | HTTP_HEAD, registry_base},
-    [REGISTRY_CATALOG] = {HTTP_GET | HTTP_HEAD, registry_catalog},
-    [REGISTRY_TAGS] = {HTTP_GET | HTTP_HEAD, registry_tags},
-    [REGISTRY_REFERRERS] = {HTTP_GET | HTTP_HEAD, registry_referrers},
-    [REGISTRY_BLOB] = {HTTP_GET | HTTP_HEAD | HTTP_DELETE, registry_blob},
-    [REGISTRY_MANIFEST] = {HTTP_GET | HTTP_HEAD | HTTP_PUT | HTTP_DELETE, registry_manifest},
-    [REGISTRY_UPLOADS] = {HTTP_POST, registry_uploads},
-    [REGISTRY_UPLOAD] = {HTTP_GET | HTTP_HEAD | HTTP_PATCH | HTTP_PUT | HTTP_DELETE,
+    [REGISTRY_BASE] = {"/v2/", HTTP_GET | HTTP_HEAD, registry_base},
+    [REGISTRY_CATALOG] = {"/v2/_catalog", HTTP_GET | HTTP_HEAD, registry_catalog},
+    [REGISTRY_TAGS] = {"/v2/<repo>/tags/list", HTTP_GET | HTTP_HEAD, registry_tags},
+    [REGISTRY_REFERRERS] = {"/v2/<repo>/referrers/<digest>", HTTP_GET | HTTP_HEAD,
+                            registry_referrers},
+    [REGISTRY_BLOB] = {"/v2/<repo>/blobs/<digest>", HTTP_GET | HTTP_HEAD | HTTP_DELETE,
+                       registry_blob},
+    [REGISTRY_MANIFEST] = {"/v2/<repo>/manifests/<ref>",
+                           HTTP_GET | HTTP_HEAD | HTTP_PUT | HTTP_DELETE, registry_manifest},
+    [REGISTRY_UPLOADS] = {"/v2/<repo>/blobs/uploads/", HTTP_POST, registry_uploads},
+    [REGISTRY_UPLOAD] = {"/v2/<repo>/blobs/uploads/<id>",
+                         HTTP_GET | HTTP_HEAD | HTTP_PATCH | HTTP_PUT | HTTP_DELETE,
                          registry_upload},
 };
 
@@ -282,6 +287,7 @@ static bool open_call(struct registry *registry, const struct http_request *req,
         .registry = registry, .store = registry->store, .req = req, .reply = reply};
     if (!registry_parse_target(http_path(req), &ret_call->target, reply))
         return false;
+    http_reply_route(reply, resources[ret_call->target.resource].pattern);
     if (resources[ret_call->target.resource].methods & http_method(req))
         return true;
     http_reply_methods(reply, resources[ret_call->target.resource].methods);

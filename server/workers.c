@@ -17,12 +17,15 @@ struct queue {
 };
 
 struct workers {
-    pthread_mutex_t lock; /* protects all below but threads */
+    pthread_mutex_t lock; /* protects all below but threads and size */
     pthread_cond_t wake;
     struct queue fresh, continuing;
     bool fresh_next; /* where both have something */
-    size_t nr_fresh, max_fresh;
+    size_t nr_fresh, max_fresh, nr_continuing;
+    unsigned nr_busy;
+    uint64_t nr_refused;
     bool stopping;
+    unsigned size; /* constant: nr_threads until they are joined */
     unsigned nr_threads;
     pthread_t threads[];
 };
@@ -55,10 +58,13 @@ static struct work *queue_pop(struct queue *q)
 static struct work *next_locked(struct workers *w)
 {
     bool fresh = w->fresh.first && (w->fresh_next || !w->continuing.first);
+    struct work *work;
 
     w->fresh_next = !fresh;
-    w->nr_fresh -= fresh;
-    return queue_pop(fresh ? &w->fresh : &w->continuing);
+    work = queue_pop(fresh ? &w->fresh : &w->continuing);
+    w->nr_fresh -= work && fresh;
+    w->nr_continuing -= work && !fresh;
+    return work;
 }
 
 /* Runs until the pool stops and both queues are empty. */
@@ -72,9 +78,11 @@ static void *worker_main(void *arg)
         bool cancelled = w->stopping;
 
         if (work) {
+            w->nr_busy++;
             pthread_mutex_unlock(&w->lock);
             work->run(work, cancelled);
             pthread_mutex_lock(&w->lock);
+            w->nr_busy--;
         } else if (cancelled) {
             break;
         } else {
@@ -97,6 +105,7 @@ int workers_new(unsigned nr_threads, size_t max_queued, struct workers **ret_wor
     queue_init(&w->fresh);
     queue_init(&w->continuing);
     w->max_fresh = max_queued;
+    w->size = nr_threads;
     for (; w->nr_threads < nr_threads; w->nr_threads++) {
         int sys_errno = pthread_create(&w->threads[w->nr_threads], NULL, worker_main, w);
 
@@ -117,13 +126,28 @@ bool workers_submit(struct workers *w, struct work *work, enum work_kind kind)
     taken = !w->stopping && (kind != WORK_NEW || w->nr_fresh < w->max_fresh);
     if (taken) {
         w->nr_fresh += kind == WORK_NEW;
+        w->nr_continuing += kind != WORK_NEW;
         queue_push(kind == WORK_NEW ? &w->fresh : &w->continuing, work);
     }
+    w->nr_refused += !taken;
     pthread_mutex_unlock(&w->lock);
     /* Not under the lock: whom it wakes would run into it. */
     if (taken)
         pthread_cond_signal(&w->wake);
     return taken;
+}
+
+void workers_get_load(struct workers *w, struct workers_load *ret_load)
+{
+    SCOPED_LOCK(&w->lock);
+    *ret_load = (struct workers_load){
+        .threads = w->size,
+        .busy = w->nr_busy,
+        .fresh = w->nr_fresh,
+        .max_fresh = w->max_fresh,
+        .continuing = w->nr_continuing,
+        .refused = w->nr_refused,
+    };
 }
 
 void workers_stop(struct workers *w)

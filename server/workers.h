@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "error.h"
 
@@ -31,6 +32,12 @@ int workers_new(unsigned nr_threads, size_t max_queued, struct workers **ret_wor
 bool workers_submit(struct workers *workers, struct work *work, enum work_kind kind);
 /* Cancel what is queued, wait for what runs; from here on nothing is accepted. */
 void workers_stop(struct workers *workers);
+struct workers_load {
+    uint64_t threads, busy;
+    uint64_t fresh, max_fresh, continuing; /* queued */
+    uint64_t refused;                      /* so far: new requests for which there was no room */
+};
+void workers_get_load(struct workers *workers, struct workers_load *ret_load);
 void workers_free(struct workers *workers);
 
 #endif
