@@ -14,17 +14,23 @@
 
 struct metrics {
     FILE *out;
-    const char *family;
+    const char *family, *type, *help;
+    bool begun; /* it has a value, and so its two lines of comment */
 };
 
 void metrics_family(struct metrics *m, const char *name, const char *type, const char *help)
 {
     m->family = name;
-    fprintf(m->out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+    m->type = type;
+    m->help = help;
+    m->begun = false;
 }
 
 static void begin_value(struct metrics *m, const char *suffix, const char *labels)
 {
+    if (!m->begun)
+        fprintf(m->out, "# HELP %s %s\n# TYPE %s %s\n", m->family, m->help, m->family, m->type);
+    m->begun = true;
     fprintf(m->out, "%s%s", m->family, suffix);
     if (labels)
         fprintf(m->out, "{%s}", labels);
@@ -73,7 +79,8 @@ void metrics_histogram(struct metrics *m, const char *labels, const struct histo
     labels = labels ? labels : "";
     for (unsigned i = 0; i < HISTOGRAM_CLASSES; i++) {
         nr += atomic_load_explicit(&h->counts[i], memory_order_relaxed);
-        fprintf(m->out, "%s_bucket{%s%sle=\"", m->family, labels, comma);
+        begin_value(m, "_bucket", NULL);
+        fprintf(m->out, "{%s%sle=\"", labels, comma);
         if (i < HISTOGRAM_CLASSES - 1)
             print_seconds(m, histogram_bounds_us[i]);
         else

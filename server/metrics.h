@@ -13,7 +13,8 @@
 
 struct metrics;
 
-/* type: "counter", "gauge", "histogram".  Values follow until the next family. */
+/* type: "counter", "gauge", "histogram".  Values follow until the next family; one
+ * without values is not shown. */
 void metrics_family(struct metrics *m, const char *name, const char *type, const char *help);
 /* labels: `tier="redis"`, or NULL. */
 void metrics_value(struct metrics *m, const char *labels, uint64_t value);
