@@ -45,10 +45,20 @@ typedef int (*cairn_progress_fn)(void *ctx, const char *what, uint64_t done_byte
 struct cairn_client;
 
 struct cairn_client_options {
-    size_t struct_size;   /* set by CAIRN_CLIENT_OPTIONS_INIT */
-    const char *server;   /* base URL, or several separated by commas; NULL: $CAIRN_SERVER, then
-                             http://127.0.0.1:7117 */
-    const char *token;    /* NULL: $CAIRN_TOKEN, then none */
+    size_t struct_size; /* set by CAIRN_CLIENT_OPTIONS_INIT */
+    const char *server; /* base URL, or several separated by commas; NULL: $CAIRN_SERVER, then
+                           http://127.0.0.1:7117 */
+    /* A token is sent to these servers only, and without TLS only within this host, unless
+     * insecure_token or $CAIRN_INSECURE_TOKEN (`1`) allows it. */
+    const char *token; /* NULL: see token_file */
+    const char
+        *token_file; /* a file that holds it, read again when the service refuses what it
+                        held; NULL, and token as well: $CAIRN_TOKEN, $CAIRN_TOKEN_FILE, none */
+    bool insecure_token;
+    const char *cacert;   /* PEM: the authorities that servers' certificates are checked with; NULL:
+                             $CAIRN_CACERT, then the system's */
+    const char *cert;     /* PEM: this client's certificate; NULL: $CAIRN_CERT, then none */
+    const char *key;      /* PEM: its key; NULL: $CAIRN_KEY, then cert has it */
     unsigned deadline_ms; /* for one read or small request, retries included; 0: 30,000 */
     const char *cache;    /* folder of this host's block cache, shared by all processes and disks of
                              this user, made if need be; NULL: $CAIRN_CACHE, then none */

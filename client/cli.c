@@ -24,6 +24,7 @@ static const struct cli_command commands[] = {
     {"diff", "SINCE REF", "show where two disks may differ", cli_diff},
     {"tag", "REF NEW", "give a disk another name", cli_tag},
     {"rm", "REF", "remove a tag, or a manifest by its digest", cli_rm},
+    {"token", "NAME GRANT…", "make a token, and its line for the server's token file", cli_token},
     {"image create", "FILE [SIZE]", "make a local qcow2 image", cli_image_create},
     {"image info", "FILE", "describe a local image", cli_image_info},
     {"image check", "FILE", "check a local qcow2 image, and repair it", cli_image_check},
@@ -69,7 +70,8 @@ static void overview(FILE *out)
                 commands[i].summary);
     fprintf(out, "\n"
                  "A REF is repo:tag or repo@sha256:DIGEST.  The service is named by --server or\n"
-                 "CAIRN_SERVER (http://127.0.0.1:7117), a token for it by CAIRN_TOKEN.\n"
+                 "CAIRN_SERVER (http://127.0.0.1:7117), a token for it by CAIRN_TOKEN\n"
+                 "or, in a file, by --token-file or CAIRN_TOKEN_FILE.\n"
                  "`cairn help COMMAND` explains a command; the manual is cairn(1).\n");
 }
 

@@ -35,6 +35,7 @@ int cli_ls(int argc, char **argv);
 int cli_diff(int argc, char **argv);
 int cli_tag(int argc, char **argv);
 int cli_rm(int argc, char **argv);
+int cli_token(int argc, char **argv);
 int cli_image_create(int argc, char **argv);
 int cli_image_info(int argc, char **argv);
 int cli_image_check(int argc, char **argv);
@@ -48,7 +49,8 @@ int cli_image_seal(int argc, char **argv);
 
 /*
  * A subcommand's options, one row each; the table ends with a row without name.  --help and --quiet
- * are understood by every subcommand, --server by those that are not local.
+ * are understood by every subcommand, --server and what proves us to it by those that are not
+ * local.
  */
 struct cli_option {
     const char *name;    /* without the dashes */
@@ -68,7 +70,9 @@ struct cli_spec {
 
 struct cli_common {
     bool quiet;
-    const char *server; /* NULL: the library's default */
+    /* Of the service; NULL: the library's default. */
+    const char *server, *token_file, *cacert, *cert, *key;
+    bool insecure_token;
     int nr_operands;
     char **operands;
 };

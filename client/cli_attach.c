@@ -296,6 +296,11 @@ int cli_attach(int argc, char **argv)
         return ret;
     a.params.ref = common.nr_operands > 0 ? common.operands[0] : NULL;
     a.params.server = common.server;
+    a.params.token_file = common.token_file;
+    a.params.cacert = common.cacert;
+    a.params.cert = common.cert;
+    a.params.key = common.key;
+    a.params.insecure_token = common.insecure_token;
     signal(SIGPIPE, SIG_IGN); /* whoever reads what we say may leave before the disk does */
     if (!a.params.disk && !a.params.ref)
         return cli_usage("attach", "a REF or --disk DIR is missing");

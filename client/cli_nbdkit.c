@@ -29,7 +29,7 @@
 #define START_DEADLINE_S 600 /* more than requests to the service and a check of a large layer */
 #define STOP_DEADLINE_S  600 /* a flush of much memory to a slow disk */
 #define START_POLL_MS    5
-#define ARGS_MAX         16
+#define ARGS_MAX         24
 
 /* -- The socket ----------------------------------------------------------------------------- */
 
@@ -133,6 +133,11 @@ static void make_args(const struct nbdkit_params *params, const int kept_fds[2],
         parameter("disk", params->disk),
         parameter("read-only", params->read_only ? "true" : NULL),
         parameter("server", params->server),
+        parameter("token-file", params->token_file),
+        parameter("cacert", params->cacert),
+        parameter("cert", params->cert),
+        parameter("key", params->key),
+        parameter("insecure-token", params->insecure_token ? "true" : NULL),
         parameter("cache", params->cache),
         parameter("cache-size", params->cache_size),
         parameter("stop-fd", (sprintf(stop_text, "%d", kept_fds[0]), stop_text)),

@@ -14,8 +14,10 @@
 #define NBDKIT_SOCKET_MAX sizeof(((struct sockaddr_un *)0)->sun_path)
 
 struct nbdkit_params {
-    const char *ref, *disk, *server; /* each may be NULL */
-    const char *cache, *cache_size;  /* as given, or NULL */
+    const char *ref, *disk, *server;              /* each may be NULL */
+    const char *cache, *cache_size;               /* as given, or NULL */
+    const char *token_file, *cacert, *cert, *key; /* as given, or NULL */
+    bool insecure_token;
     bool read_only;
     char socket[NBDKIT_SOCKET_MAX]; /* absolute */
 };

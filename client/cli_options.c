@@ -3,13 +3,14 @@
  * Options of subcommands: `--name value`, `--name=value` and flags, from the subcommand's table and
  * from the few that all of them share.  Help is printed from the same tables.
  */
+#include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cli.h"
 
-#define COMMON_MAX 3
+#define COMMON_MAX 8
 
 struct parser {
     const struct cli_spec *spec;
@@ -20,15 +21,29 @@ struct parser {
 
 static void share_options(struct parser *p)
 {
-    size_t n = 0;
+    struct cli_common *common = p->common;
+    const struct cli_option service[] = {
+        {"server", "URLS", &common->server, NULL,
+         "of the service, with commas (default: $CAIRN_SERVER)"},
+        {"token-file", "FILE", &common->token_file, NULL,
+         "that holds a token for it (default: $CAIRN_TOKEN_FILE)"},
+        {"cacert", "FILE", &common->cacert, NULL,
+         "authorities of its certificate (default: $CAIRN_CACERT)"},
+        {"cert", "FILE", &common->cert, NULL, "certificate of ours (default: $CAIRN_CERT)"},
+        {"key", "FILE", &common->key, NULL, "and its key (default: $CAIRN_KEY)"},
+        {"insecure-token", NULL, NULL, &common->insecure_token,
+         "send the token without TLS to another host"},
+    };
+    const struct cli_option all[] = {
+        {"quiet", NULL, NULL, &common->quiet, "print results and errors only (-q)"},
+        {"help", NULL, NULL, &p->help, "print this text (-h)"},
+    };
+    size_t nr = p->spec->local ? 0 : sizeof(service) / sizeof(service[0]);
 
-    if (!p->spec->local)
-        p->shared[n++] =
-            (struct cli_option){"server", "URLS", &p->common->server, NULL,
-                                "of the service, with commas (default: $CAIRN_SERVER)"};
-    p->shared[n++] = (struct cli_option){"quiet", NULL, NULL, &p->common->quiet,
-                                         "print results and errors only (-q)"};
-    p->shared[n] = (struct cli_option){"help", NULL, NULL, &p->help, "print this text (-h)"};
+    static_assert(sizeof(service) / sizeof(service[0]) + 2 == COMMON_MAX, "room for all of them");
+    memcpy(p->shared, service, nr * sizeof(service[0]));
+    memcpy(p->shared + nr, all, sizeof(all));
+    p->shared[nr + 2] = (struct cli_option){0};
 }
 
 static const struct cli_option *find_in(const struct cli_option *table, size_t max,

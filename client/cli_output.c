@@ -194,6 +194,11 @@ int cli_client_new(const struct cli_common *common, struct cairn_client **ret_cl
     struct cairn_client_options options = CAIRN_CLIENT_OPTIONS_INIT;
 
     options.server = common->server;
+    options.token_file = common->token_file;
+    options.insecure_token = common->insecure_token;
+    options.cacert = common->cacert;
+    options.cert = common->cert;
+    options.key = common->key;
     options.progress = cli_progress(common, &options.progress_ctx);
     return cairn_client_new(&options, ret_client, err);
 }
@@ -208,7 +213,7 @@ static const char *advice(int code)
     if (code == CAIRN_E_CANCELLED)
         return "; the same command goes on where it was";
     if (code == CAIRN_E_DENIED)
-        return "; check permissions, or CAIRN_TOKEN";
+        return "; check permissions, or the token (--token-file, CAIRN_TOKEN)";
     return "";
 }
 

@@ -86,6 +86,26 @@ static int open_blocks(struct cairn_client *client, const struct cairn_client_op
     return ret ? ret : cluster_cache_new(CLUSTERS_BYTES, &client->clusters, err);
 }
 
+/* What names the service, and what proves us to it.  A token that is given, either way, counts
+ * before those of the environment. */
+static struct remote_options remote_options(const struct cairn_client_options *options)
+{
+    bool given = options->token || options->token_file;
+    const char *insecure = environment_or(NULL, "CAIRN_INSECURE_TOKEN", "");
+    struct remote_options remote = {
+        .servers = environment_or(options->server, "CAIRN_SERVER", SERVER_DEFAULT),
+        .token = given ? options->token : environment_or(NULL, "CAIRN_TOKEN", NULL),
+        .token_file = given ? options->token_file : environment_or(NULL, "CAIRN_TOKEN_FILE", NULL),
+        .cacert = environment_or(options->cacert, "CAIRN_CACERT", NULL),
+        .cert = environment_or(options->cert, "CAIRN_CERT", NULL),
+        .key = environment_or(options->key, "CAIRN_KEY", NULL),
+        .insecure_token = options->insecure_token || strcmp(insecure, "1") == 0,
+        .deadline_ms = options->deadline_ms,
+    };
+
+    return remote;
+}
+
 int cairn_client_new(const struct cairn_client_options *options, struct cairn_client **ret_client,
                      struct cairn_error *err)
 {
@@ -104,13 +124,9 @@ int cairn_client_new(const struct cairn_client_options *options, struct cairn_cl
     ret = client_alloc(options->progress, options->progress_ctx, &client, err);
     if (ret != CAIRN_OK)
         return ret;
-    remote = (struct remote_options){
-        .servers = environment_or(options->server, "CAIRN_SERVER", SERVER_DEFAULT),
-        .token = environment_or(options->token, "CAIRN_TOKEN", NULL),
-        .deadline_ms = options->deadline_ms,
-        .poll = options->progress ? on_poll : NULL,
-        .poll_ctx = client,
-    };
+    remote = remote_options(options);
+    remote.poll = options->progress ? on_poll : NULL;
+    remote.poll_ctx = client;
     ret = remote_new(&remote, &client->remote, err);
     if (ret == CAIRN_OK)
         ret = open_blocks(client, options, err);

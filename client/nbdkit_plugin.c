@@ -30,7 +30,8 @@
 
 static struct cairn_client_options options = CAIRN_CLIENT_OPTIONS_INIT;
 static const char *ref;
-static char *folder, *cache_folder; /* absolute */
+static char *folder, *cache_folder; /* absolute, as are … */
+static char *token_file, *cacert, *cert, *key;
 static int read_only;
 static int stop_fd = -1, closed_fd = -1;
 
@@ -94,28 +95,47 @@ static int take_cache_size(const char *value)
     return 0;
 }
 
-static int plugin_config(const char *key, const char *value)
+/* The parameters that name files. */
+static const struct {
+    const char *name;
+    char **path;
+} paths[] = {
+    {"disk", &folder},   {"cache", &cache_folder}, {"token-file", &token_file},
+    {"cacert", &cacert}, {"cert", &cert},          {"key", &key},
+};
+#define NR_PATHS (sizeof(paths) / sizeof(paths[0]))
+
+static int take_bool(const char *value, bool *ret)
 {
-    if (strcmp(key, "ref") == 0)
+    int parsed = nbdkit_parse_bool(value);
+
+    *ret = parsed > 0;
+    return parsed < 0 ? -1 : 0;
+}
+
+static int plugin_config(const char *name, const char *value)
+{
+    for (size_t i = 0; i < NR_PATHS; i++)
+        if (strcmp(name, paths[i].name) == 0)
+            return take_path(value, paths[i].path);
+    if (strcmp(name, "ref") == 0)
         ref = value;
-    else if (strcmp(key, "disk") == 0)
-        return take_path(value, &folder);
-    else if (strcmp(key, "read-only") == 0)
+    else if (strcmp(name, "read-only") == 0)
         return (read_only = nbdkit_parse_bool(value)) < 0 ? -1 : 0;
-    else if (strcmp(key, "server") == 0)
+    else if (strcmp(name, "server") == 0)
         options.server = value;
-    else if (strcmp(key, "deadline") == 0)
+    else if (strcmp(name, "deadline") == 0)
         return nbdkit_parse_unsigned("deadline", value, &options.deadline_ms);
-    else if (strcmp(key, "cache") == 0)
-        return take_path(value, &cache_folder);
-    else if (strcmp(key, "cache-size") == 0)
+    else if (strcmp(name, "insecure-token") == 0)
+        return take_bool(value, &options.insecure_token);
+    else if (strcmp(name, "cache-size") == 0)
         return take_cache_size(value);
-    else if (strcmp(key, "stop-fd") == 0)
+    else if (strcmp(name, "stop-fd") == 0)
         return nbdkit_parse_int("stop-fd", value, &stop_fd);
-    else if (strcmp(key, "closed-fd") == 0)
+    else if (strcmp(name, "closed-fd") == 0)
         return nbdkit_parse_int("closed-fd", value, &closed_fd);
     else {
-        nbdkit_error("unknown parameter '%s'; see nbdkit-cairn-plugin(1)", key);
+        nbdkit_error("unknown parameter '%s'; see nbdkit-cairn-plugin(1)", name);
         return -1;
     }
     return 0;
@@ -136,6 +156,11 @@ static int plugin_config_complete(void)
     "read-only=<BOOL>   Only read from it (default: false).\n"                                     \
     "server=<URL>       The service (default: $CAIRN_SERVER, http://127.0.0.1:7117).\n"            \
     "deadline=<MS>      For one read, retries included (default: 30000).\n"                        \
+    "token-file=<FILE>  A token for it (default: $CAIRN_TOKEN, $CAIRN_TOKEN_FILE).\n"              \
+    "cacert=<FILE>      Authorities of its certificate (default: $CAIRN_CACERT).\n"                \
+    "cert=<FILE>        This host's certificate (default: $CAIRN_CERT).\n"                         \
+    "key=<FILE>         And its key (default: $CAIRN_KEY).\n"                                      \
+    "insecure-token=<BOOL>  Send the token without TLS to another host (default: false).\n"        \
     "cache=<DIR>        This host's block cache, shared by all disks (default: $CAIRN_CACHE).\n"   \
     "cache-size=<SIZE>  What it may take on the disk (default: 10G)."
 
@@ -158,6 +183,10 @@ static int open_disk(struct cairn_error *err)
 
     raise_file_limit();
     options.cache = cache_folder;
+    options.token_file = token_file;
+    options.cacert = cacert;
+    options.cert = cert;
+    options.key = key;
     ret = cairn_client_new(&options, &client, err);
 
     if (ret == CAIRN_OK && !folder)
@@ -229,7 +258,8 @@ static void plugin_cleanup(void)
 
 static void plugin_unload(void)
 {
-    free(folder);
+    for (size_t i = 0; i < NR_PATHS; i++)
+        free(*paths[i].path);
 }
 
 static void *plugin_open(int readonly)

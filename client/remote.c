@@ -22,7 +22,6 @@
 
 /* One request, through all its attempts. */
 struct exchange {
-    struct remote *remote;
     const struct remote_request *request;
     struct remote_answer *answer;
     struct curl_slist *headers;
@@ -202,15 +201,16 @@ static int on_seek(void *arg, curl_off_t off, int origin)
     return CURL_SEEKFUNC_OK;
 }
 
-static int make_headers(struct exchange *x, struct cairn_error *err)
+static int make_headers(struct exchange *x, const struct conn *conn, struct cairn_error *err)
 {
-    const char *authorization = remote_authorization(x->remote);
+    const char *authorization = remote_auth_line(conn->auth);
     /* No waiting for "100 Continue": a refusal ends the upload all the same. */
     const char *lines[REMOTE_HEADERS_MAX + 2] = {"Expect:", authorization};
     unsigned nr = authorization ? 2 : 1;
 
     for (unsigned i = 0; i < REMOTE_HEADERS_MAX && x->request->headers[i]; i++)
         lines[nr++] = x->request->headers[i];
+    curl_slist_free_all(steal_ptr(x->headers));
     for (unsigned i = 0; i < nr; i++) {
         struct curl_slist *longer = curl_slist_append(x->headers, lines[i]);
 
@@ -250,8 +250,10 @@ static void set_method(CURL *curl, const struct exchange *x)
 static int prepare(void *arg, struct conn *conn, struct cairn_error *err)
 {
     struct exchange *x = arg;
+    int ret = make_headers(x, conn, err);
 
-    (void)err;
+    if (ret != CAIRN_OK)
+        return ret;
     conn_reshape(conn, NULL);
     x->conn = conn;
     x->sent = 0;
@@ -294,7 +296,7 @@ int remote_request(struct remote *remote, const struct remote_request *request,
                    struct remote_answer *ret_answer, struct cairn_error *err)
 {
     struct remote_answer answer = {0};
-    struct exchange x = {.remote = remote, .request = request, .answer = &answer};
+    struct exchange x = {.request = request, .answer = &answer};
     const struct remote_call call = {
         .method = request->method,
         .path = request->path,
@@ -304,10 +306,8 @@ int remote_request(struct remote *remote, const struct remote_request *request,
         .finish = finish,
         .arg = &x,
     };
-    int ret = make_headers(&x, err);
+    int ret = remote_call(remote, &call, err);
 
-    if (ret == CAIRN_OK)
-        ret = remote_call(remote, &call, err);
     curl_slist_free_all(x.headers);
     if (ret == CAIRN_OK)
         *ret_answer = answer;

@@ -18,10 +18,16 @@
 
 struct remote;
 
+/* Strings are copied, and may be NULL but for servers. */
 struct remote_options {
-    const char *servers;  /* base URLs, separated by commas; copied */
-    const char *token;    /* NULL: none; copied */
-    unsigned deadline_ms; /* for one request, retries included; 0: 30,000 */
+    const char *servers;    /* base URLs, separated by commas */
+    const char *token;      /* what requests prove themselves with */
+    const char *token_file; /* without token: read at first, and again when the service refuses what
+                               it held */
+    const char *cacert;     /* PEM: the authorities of servers' certificates; NULL: the system's */
+    const char *cert, *key; /* PEM: this client's own; without key that is in cert */
+    bool insecure_token;    /* may it leave this host without TLS? */
+    unsigned deadline_ms;   /* for one request, retries included; 0: 30,000 */
     /* Called now and then by every request that waits, from its thread; not CAIRN_OK gives up with
      * that result.  May be NULL. */
     int (*poll)(void *ctx, struct cairn_error *err);

@@ -21,12 +21,15 @@
  */
 #include "remote_conn.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "checked.h"
 
@@ -44,20 +47,17 @@
 #define RECEIVE_BUFFER  (128L << 10)
 
 struct remote {
-    char *servers_given, *token_given; /* as in the options */
+    struct remote_options given; /* the strings are ours */
     char *servers_text;
     char *servers[SERVERS_MAX]; /* point into servers_text, without trailing slashes */
     unsigned nr_servers;
     atomic_uint current; /* the server that answered last */
     atomic_bool reached; /* has any answered yet? */
     unsigned deadline_ms;
-    int (*poll)(void *ctx, struct cairn_error *err);
-    void *poll_ctx;
-    char *authorization;
-    struct curl_slist *authorization_list;
 
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t freed;
+    struct remote_auth *auth; /* NULL: none */
     struct conn *free;
     unsigned nr_conns;
 };
@@ -98,14 +98,13 @@ static int add_server(struct remote *remote, char *url, struct cairn_error *err)
     return CAIRN_OK;
 }
 
-static int add_servers(struct remote *remote, const char *servers, struct cairn_error *err)
+static int add_servers(struct remote *remote, struct cairn_error *err)
 {
     char *save = NULL;
     int ret = CAIRN_OK;
 
-    remote->servers_given = strdup(servers);
-    remote->servers_text = strdup(servers);
-    if (!remote->servers_given || !remote->servers_text)
+    remote->servers_text = strdup(remote->given.servers ? remote->given.servers : "");
+    if (!remote->servers_text)
         return error_no_memory(err, "server URLs");
     for (char *url = strtok_r(remote->servers_text, ", ", &save); url && ret == CAIRN_OK;
          url = strtok_r(NULL, ", ", &save))
@@ -115,21 +114,71 @@ static int add_servers(struct remote *remote, const char *servers, struct cairn_
     return ret;
 }
 
-static int set_token(struct remote *remote, const char *token, struct cairn_error *err)
+/* Where each string of the options is. */
+static const size_t texts[] = {
+    offsetof(struct remote_options, servers),    offsetof(struct remote_options, token),
+    offsetof(struct remote_options, token_file), offsetof(struct remote_options, cacert),
+    offsetof(struct remote_options, cert),       offsetof(struct remote_options, key),
+};
+#define NR_TEXTS (sizeof(texts) / sizeof(texts[0]))
+
+static char **text_at(struct remote_options *options, size_t i)
 {
-    if (!token || !*token)
-        return CAIRN_OK;
-    if (!printable(token))
-        return error_set(err, CAIRN_E_USAGE, "the token holds spaces or control characters");
-    remote->token_given = strdup(token);
-    if (!remote->token_given)
-        return error_no_memory(err, "the token");
-    if (asprintf(&remote->authorization, "Authorization: Bearer %s", token) < 0) {
-        remote->authorization = NULL;
-        return error_no_memory(err, "the token");
+    return (char **)(void *)((char *)options + texts[i]);
+}
+
+static int keep_options(struct remote *remote, const struct remote_options *options,
+                        struct cairn_error *err)
+{
+    remote->given = *options;
+    for (size_t i = 0; i < NR_TEXTS; i++)
+        *text_at(&remote->given, i) = NULL;
+    for (size_t i = 0; i < NR_TEXTS; i++) {
+        const char *text = *(const char *const *)(const void *)((const char *)options + texts[i]);
+
+        if (text && *text && !(*text_at(&remote->given, i) = strdup(text)))
+            return error_no_memory(err, "the options of the service");
     }
-    remote->authorization_list = curl_slist_append(NULL, remote->authorization);
-    return remote->authorization_list ? CAIRN_OK : error_no_memory(err, "the token");
+    return CAIRN_OK;
+}
+
+/* curl's own words for a file that is missing are of little help. */
+static int check_file(const char *what, const char *path, struct cairn_error *err)
+{
+    if (!path || access(path, R_OK) == 0)
+        return CAIRN_OK;
+    return error_set_errno(err, errno, "%s %s", what, path);
+}
+
+static int check_tls(const struct remote_options *given, struct cairn_error *err)
+{
+    int ret = check_file("authorities", given->cacert, err);
+
+    if (ret == CAIRN_OK && given->key && !given->cert)
+        ret = error_set(err, CAIRN_E_USAGE, "a key is given without its certificate");
+    if (ret == CAIRN_OK)
+        ret = check_file("certificate", given->cert, err);
+    if (ret == CAIRN_OK)
+        ret = check_file("key", given->key, err);
+    return ret;
+}
+
+static int set_auth(struct remote *remote, struct cairn_error *err)
+{
+    const struct remote_options *given = &remote->given;
+    int ret = CAIRN_OK;
+
+    if (given->token)
+        ret = remote_auth_new(given->token, &remote->auth, err);
+    else if (given->token_file)
+        ret = remote_auth_read(given->token_file, &remote->auth, err);
+    for (unsigned i = 0; ret == CAIRN_OK && remote->auth && i < remote->nr_servers; i++)
+        if (remote_auth_exposed(remote->servers[i]) && !given->insecure_token)
+            ret = error_set(err, CAIRN_E_USAGE,
+                            "%.300s: without TLS the token could be read on its way; use https://, "
+                            "or allow it (--insecure-token, CAIRN_INSECURE_TOKEN=1)",
+                            remote->servers[i]);
+    return ret;
 }
 
 int remote_new(const struct remote_options *options, struct remote **ret_remote,
@@ -152,11 +201,13 @@ int remote_new(const struct remote_options *options, struct remote **ret_remote,
         return error_set(err, CAIRN_E_UNAVAILABLE, "libcurl cannot start: %s",
                          curl_easy_strerror(curl_ready));
     remote->deadline_ms = options->deadline_ms ? options->deadline_ms : DEADLINE_MS_DEFAULT;
-    remote->poll = options->poll;
-    remote->poll_ctx = options->poll_ctx;
-    ret = add_servers(remote, options->servers, err);
+    ret = keep_options(remote, options, err);
     if (ret == CAIRN_OK)
-        ret = set_token(remote, options->token, err);
+        ret = add_servers(remote, err);
+    if (ret == CAIRN_OK)
+        ret = check_tls(&remote->given, err);
+    if (ret == CAIRN_OK)
+        ret = set_auth(remote, err);
     if (ret == CAIRN_OK)
         *ret_remote = steal_ptr(remote);
     return ret;
@@ -165,15 +216,12 @@ int remote_new(const struct remote_options *options, struct remote **ret_remote,
 int remote_new_like(const struct remote *other, int (*poll)(void *ctx, struct cairn_error *err),
                     void *poll_ctx, struct remote **ret_remote, struct cairn_error *err)
 {
-    const struct remote_options options = {
-        .servers = other->servers_given,
-        .token = other->token_given,
-        .deadline_ms = other->deadline_ms,
-        .poll = poll,
-        .poll_ctx = poll_ctx,
-    };
-    int ret = remote_new(&options, ret_remote, err);
+    struct remote_options options = other->given;
+    int ret;
 
+    options.poll = poll;
+    options.poll_ctx = poll_ctx;
+    ret = remote_new(&options, ret_remote, err);
     if (ret == CAIRN_OK) {
         atomic_store(&(*ret_remote)->current, atomic_load(&other->current));
         atomic_store(&(*ret_remote)->reached, atomic_load(&other->reached));
@@ -190,12 +238,12 @@ void remote_free(struct remote *remote)
 
         remote->free = conn->next;
         curl_easy_cleanup(conn->curl);
+        remote_auth_unref(conn->auth);
         free(conn);
     }
-    curl_slist_free_all(remote->authorization_list);
-    free(remote->authorization);
-    free(remote->token_given);
-    free(remote->servers_given);
+    remote_auth_unref(remote->auth);
+    for (size_t i = 0; i < NR_TEXTS; i++)
+        free(*text_at(&remote->given, i));
     free(remote->servers_text);
     pthread_cond_destroy(&remote->freed);
     pthread_mutex_destroy(&remote->lock);
@@ -205,16 +253,6 @@ void remote_free(struct remote *remote)
 const char *remote_server(const struct remote *remote)
 {
     return remote->servers[0];
-}
-
-const char *remote_authorization(const struct remote *remote)
-{
-    return remote->authorization;
-}
-
-struct curl_slist *remote_authorization_list(const struct remote *remote)
-{
-    return remote->authorization_list;
 }
 
 /* -- The pool ------------------------------------------------------------------------------- */
@@ -283,6 +321,11 @@ static int conn_get(struct remote *remote, uint64_t deadline, struct conn **ret_
             return error_no_memory(err, "a connection");
         remote->nr_conns++;
     }
+    if (conn->auth != remote->auth) {
+        remote_auth_unref(conn->auth);
+        conn->auth = remote_auth_ref(remote->auth);
+        conn->shape = NULL; /* it sends another header now */
+    }
     *ret_conn = conn;
     return CAIRN_OK;
 }
@@ -293,8 +336,22 @@ static int on_progress(void *arg, curl_off_t a, curl_off_t b, curl_off_t c, curl
     struct conn *conn = arg;
 
     (void)a, (void)b, (void)c, (void)d;
-    conn->polled = conn->remote->poll(conn->remote->poll_ctx, &conn->poll_err);
+    conn->polled = conn->remote->given.poll(conn->remote->given.poll_ctx, &conn->poll_err);
     return conn->polled != CAIRN_OK;
+}
+
+/* Authorities that are named are the only ones. */
+static void set_tls(CURL *curl, const struct remote_options *given)
+{
+    curl_easy_setopt(curl, CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
+    if (given->cacert) {
+        curl_easy_setopt(curl, CURLOPT_CAINFO, given->cacert);
+        curl_easy_setopt(curl, CURLOPT_CAPATH, NULL);
+    }
+    if (given->cert) {
+        curl_easy_setopt(curl, CURLOPT_SSLCERT, given->cert);
+        curl_easy_setopt(curl, CURLOPT_SSLKEY, given->key ? given->key : given->cert);
+    }
 }
 
 void conn_reshape(struct conn *conn, const void *shape)
@@ -314,7 +371,8 @@ void conn_reshape(struct conn *conn, const void *shape)
     curl_easy_setopt(curl, CURLOPT_TCP_KEEPIDLE, TCP_KEEPALIVE_S);
     curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, RECEIVE_BUFFER);
     curl_easy_setopt(curl, CURLOPT_USERAGENT, "cairn/" CAIRN_VERSION);
-    if (conn->remote->poll) {
+    set_tls(curl, &conn->remote->given);
+    if (conn->remote->given.poll) {
         curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
         curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
         curl_easy_setopt(curl, CURLOPT_XFERINFODATA, conn);
@@ -378,8 +436,49 @@ static void set_times(struct conn *conn, const struct remote_call *call, uint64_
 
 int conn_error(const struct conn *conn, CURLcode code, const char *method, struct cairn_error *err)
 {
-    return error_set(err, CAIRN_E_UNAVAILABLE, "%s %.300s: %s", method, conn->url,
-                     conn->reason[0] ? conn->reason : curl_easy_strerror(code));
+    const char *hint = code == CURLE_PEER_FAILED_VERIFICATION
+                           ? "; --cacert or CAIRN_CACERT names the authority to trust"
+                           : "";
+
+    return error_set(err, CAIRN_E_UNAVAILABLE, "%s %.300s: %s%s", method, conn->url,
+                     conn->reason[0] ? conn->reason : curl_easy_strerror(code), hint);
+}
+
+/* The service did not take the token: has the file another one by now? */
+static bool renew_auth(struct remote *remote, const struct conn *conn)
+{
+    CLEANUP(remote_auth_unref_p) struct remote_auth *auth = NULL;
+    struct remote_auth *old;
+    long status = 0;
+
+    curl_easy_getinfo(conn->curl, CURLINFO_RESPONSE_CODE, &status);
+    if (status != 401 || !conn->auth || remote->given.token ||
+        remote_auth_read(remote->given.token_file, &auth, NULL) != CAIRN_OK ||
+        remote_auth_equal(auth, conn->auth))
+        return false;
+    pthread_mutex_lock(&remote->lock);
+    old = remote->auth;
+    remote->auth = steal_ptr(auth);
+    pthread_mutex_unlock(&remote->lock);
+    remote_auth_unref(old);
+    return true;
+}
+
+/* TLS could not be agreed upon.  That a client's certificate is refused shows, with TLS 1.3, only
+ * when the answer is awaited. */
+static bool is_tls_failure(const struct conn *conn, CURLcode code)
+{
+    switch ((int)code) {
+    case CURLE_SSL_CONNECT_ERROR:
+    case CURLE_SSL_CERTPROBLEM:
+    case CURLE_SSL_CACERT_BADFILE:
+    case CURLE_PEER_FAILED_VERIFICATION:
+        return true;
+    case CURLE_RECV_ERROR:
+        return strncmp(conn->url, "https://", 8) == 0;
+    default:
+        return false;
+    }
 }
 
 /* What one attempt came to. */
@@ -388,6 +487,7 @@ struct outcome {
     int result;       /* of the call, if it is done */
     bool may_repeat;  /* can another attempt do no harm? */
     bool unreachable; /* there was not even a connection */
+    bool renewed;     /* it is worth trying with the token that there is now */
 };
 
 static struct outcome try_server(struct conn *conn, const char *server, const char *path,
@@ -414,6 +514,8 @@ static struct outcome try_server(struct conn *conn, const char *server, const ch
     o.attempt = call->finish(call->arg, conn, code, &o.result, &o.may_repeat, err);
     o.unreachable = code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST;
     o.may_repeat = o.may_repeat && (call->idempotent || o.unreachable);
+    o.unreachable = o.unreachable || is_tls_failure(conn, code);
+    o.renewed = code == CURLE_OK && renew_auth(conn->remote, conn);
     return o;
 }
 
@@ -455,13 +557,15 @@ static void note_success(struct remote *remote, unsigned server)
         atomic_store_explicit(&remote->reached, true, memory_order_relaxed);
 }
 
-/* The attempts of a call, with the path found; err is not NULL. */
+/* The attempts of a call, with the path found; err is not NULL.  What was refused for its token did
+ * nothing, so it may be sent again with another one, whatever it is; once, lest it never ends. */
 static int make_attempts(struct remote *remote, const struct remote_call *call, const char *path,
                          struct cairn_error *err)
 {
     uint64_t started = now_ms();
     uint64_t deadline = started + remote->deadline_ms;
     unsigned server = atomic_load_explicit(&remote->current, memory_order_relaxed);
+    bool renewed = false;
 
     for (unsigned attempts = 1;; attempts++) {
         uint64_t now = attempts == 1 ? started : now_ms();
@@ -474,6 +578,10 @@ static int make_attempts(struct remote *remote, const struct remote_call *call, 
         o = try_server(conn, remote->servers[server], path, call,
                        deadline > now ? deadline - now : 1, err);
         conn_put(remote, conn);
+        if (o.renewed && !renewed) {
+            renewed = true;
+            continue;
+        }
         if (o.attempt == ATTEMPT_DONE) {
             note_success(remote, server);
             return o.result;

@@ -10,6 +10,7 @@
 #include <curl/curl.h>
 
 #include "remote.h"
+#include "remote_auth.h"
 
 /* Longest URL, with its terminating zero: a repository's name takes 255 bytes, a digest 71. */
 #define REMOTE_URL_MAX 4096
@@ -20,6 +21,7 @@ struct conn {
     struct remote *remote;
     struct conn *next;        /* in the free list */
     const void *shape;        /* whose options are set on it: see conn_reshape */
+    struct remote_auth *auth; /* what its requests prove themselves with; NULL: nothing */
     char url[REMOTE_URL_MAX]; /* the URL set on it */
     char reason[CURL_ERROR_SIZE];
     int polled; /* what poll said in this attempt, and why */
@@ -46,11 +48,6 @@ struct remote_call {
 };
 
 int remote_call(struct remote *remote, const struct remote_call *call, struct cairn_error *err);
-
-/* "Authorization: Bearer …", or NULL. */
-const char *remote_authorization(const struct remote *remote);
-/* The same as a list of headers, or NULL; borrowed. */
-struct curl_slist *remote_authorization_list(const struct remote *remote);
 
 /* Bring the handle to its defaults, with connections kept.  shape remembers who set it up. */
 void conn_reshape(struct conn *conn, const void *shape);

@@ -18,7 +18,6 @@
 
 /* One read, through all its attempts. */
 struct range_read {
-    struct remote *remote;
     const char *path;
     const char *etag;
     unsigned char *buf;
@@ -144,7 +143,7 @@ static int prepare(void *arg, struct conn *conn, struct cairn_error *err)
         conn_reshape(conn, shape);
         curl_easy_setopt(conn->curl, CURLOPT_WRITEFUNCTION, on_body);
         curl_easy_setopt(conn->curl, CURLOPT_HEADERFUNCTION, on_header);
-        curl_easy_setopt(conn->curl, CURLOPT_HTTPHEADER, remote_authorization_list(read->remote));
+        curl_easy_setopt(conn->curl, CURLOPT_HTTPHEADER, remote_auth_list(conn->auth));
     }
     read->conn = conn;
     read->got = 0;
@@ -232,7 +231,6 @@ int remote_read_range(struct remote *remote, const char *path, const char *etag,
 
     if (len == 0)
         return CAIRN_OK;
-    read.remote = remote;
     read.path = path;
     read.etag = etag;
     read.buf = buf;

@@ -17,6 +17,8 @@
 #include <unistd.h>
 
 #include "remote.h"
+#include "remote_auth.h"
+#include "scratch.h"
 
 #define ETAG "\"sha256:abc\""
 
@@ -523,6 +525,174 @@ static void test_token_is_sent(void **state)
     assert_non_null(strstr(server.last_request, "Authorization: Bearer secret\r\n"));
 }
 
+/* -- A token in a file -- */
+
+struct token_file {
+    char path[100];
+    struct server server;
+    struct remote *remote;
+};
+
+static void write_token(const struct token_file *f, const char *text)
+{
+    FILE *file = fopen(f->path, "w");
+
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+/* What the service takes is the token `new`. */
+static bool answer_new_token(struct server *server, int fd, const char *request)
+{
+    (void)server;
+    if (!strstr(request, "Authorization: Bearer new\r\n"))
+        send_text(fd, "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
+    else if (strstr(request, "Range: bytes="))
+        send_range(fd, "bytes 10-14/100", ETAG, 5, "right");
+    else
+        send_text(fd, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+    return true;
+}
+
+static void token_file_start(struct token_file *f, const char *text)
+{
+    struct remote_options options = {.token_file = f->path, .deadline_ms = 3000};
+    char url[64];
+
+    snprintf(f->path, sizeof(f->path), "%s/cairn-token-XXXXXX", scratch_base());
+    close(mkstemp(f->path));
+    write_token(f, text);
+    server_start(&f->server, answer_new_token);
+    snprintf(url, sizeof(url), "http://127.0.0.1:%u", f->server.port);
+    options.servers = url;
+    assert_int_equal(remote_new(&options, &f->remote, NULL), CAIRN_OK);
+}
+
+static void token_file_stop(struct token_file *f)
+{
+    remote_free(f->remote);
+    server_stop(&f->server);
+    unlink(f->path);
+}
+
+static unsigned status_of_request(struct remote *remote, const char *method)
+{
+    const struct remote_request request = {.method = method,
+                                           .path = "/x",
+                                           .body = "ab",
+                                           .body_len = strcmp(method, "GET") == 0 ? 0 : 2};
+    struct remote_answer answer;
+    unsigned status;
+
+    assert_int_equal(remote_request(remote, &request, &answer, NULL), CAIRN_OK);
+    status = answer.status;
+    remote_answer_release(&answer);
+    return status;
+}
+
+static void test_a_token_that_is_refused_is_read_again(void **state)
+{
+    struct token_file f;
+
+    (void)state;
+    token_file_start(&f, "old\n");
+    assert_int_equal(status_of_request(f.remote, "GET"), 401);
+    assert_int_equal(f.server.nr_requests, 1); /* the file has nothing new */
+    write_token(&f, "  new\n\n");
+    assert_int_equal(status_of_request(f.remote, "GET"), 200);
+    assert_int_equal(f.server.nr_requests, 3);
+    assert_int_equal(status_of_request(f.remote, "GET"), 200);
+    assert_int_equal(f.server.nr_requests, 4);
+    token_file_stop(&f);
+}
+
+/* Ranged reads keep what they have set on their handle. */
+static void test_a_ranged_read_takes_the_new_token(void **state)
+{
+    struct token_file f;
+    struct cairn_error err;
+    char buf[5];
+
+    (void)state;
+    token_file_start(&f, "old");
+    assert_int_equal(remote_read_range(f.remote, "/blob", ETAG, buf, 5, 10, &err), CAIRN_E_DENIED);
+    write_token(&f, "new");
+    assert_int_equal(remote_read_range(f.remote, "/blob", ETAG, buf, 5, 10, &err), CAIRN_OK);
+    assert_memory_equal(buf, "right", 5);
+    token_file_stop(&f);
+}
+
+/* A request that was refused for its token did nothing. */
+static void test_what_may_not_be_repeated_is_sent_with_the_new_token(void **state)
+{
+    struct token_file f;
+
+    (void)state;
+    token_file_start(&f, "old");
+    write_token(&f, "new");
+    assert_int_equal(status_of_request(f.remote, "POST"), 200);
+    assert_int_equal(f.server.nr_requests, 2);
+    token_file_stop(&f);
+}
+
+static void test_a_token_file_that_became_unreadable_is_no_failure_of_its_own(void **state)
+{
+    struct token_file f;
+
+    (void)state;
+    token_file_start(&f, "old");
+    write_token(&f, "two words");
+    assert_int_equal(status_of_request(f.remote, "GET"), 401);
+    token_file_stop(&f);
+}
+
+static void test_token_files_hold_one_token(void **state)
+{
+    static const char *const bad[] = {"", " \n", "a b", "a\nb\n", "a\x01", "\xc3\xa4"};
+    struct token_file f;
+    struct remote_auth *auth;
+    struct cairn_error err;
+
+    (void)state;
+    snprintf(f.path, sizeof(f.path), "%s/cairn-token-XXXXXX", scratch_base());
+    close(mkstemp(f.path));
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        write_token(&f, bad[i]);
+        assert_int_equal(remote_auth_read(f.path, &auth, &err), CAIRN_E_USAGE);
+        assert_non_null(strstr(err.message, f.path));
+    }
+    unlink(f.path);
+    assert_int_equal(remote_auth_read(f.path, &auth, &err), CAIRN_E_NOT_FOUND);
+}
+
+static void test_tokens_stay_within_the_host_or_tls(void **state)
+{
+    static const char *const kept[] = {"https://example.com",    "http://127.0.0.1:7117",
+                                       "http://localhost",       "http://LOCALHOST:1/x",
+                                       "http://127.1.2.3/",      "http://[::1]:7117",
+                                       "HTTPS://203.0.113.1:443"};
+    static const char *const exposed[] = {"http://example.com",
+                                          "http://203.0.113.1:7117",
+                                          "http://127.example.com",
+                                          "http://127.0.0.1.evil.com",
+                                          "http://localhost.evil.com",
+                                          "http://localhost@evil.com",
+                                          "http://127.0.0.1:1@evil.com",
+                                          "http://[::2]",
+                                          "http://[::1].evil.com",
+                                          "HTTP://evil.com",
+                                          "http://"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(kept) / sizeof(kept[0]); i++)
+        if (remote_auth_exposed(kept[i]))
+            fail_msg("%s", kept[i]);
+    for (size_t i = 0; i < sizeof(exposed) / sizeof(exposed[0]); i++)
+        if (!remote_auth_exposed(exposed[i]))
+            fail_msg("%s", exposed[i]);
+}
+
 static void test_bad_options_are_refused(void **state)
 {
     static const struct remote_options bad[] = {
@@ -530,6 +700,9 @@ static void test_bad_options_are_refused(void **state)
         {.servers = " , "},
         {.servers = "http://127.0.0.1/?x=y"},
         {.servers = "http://127.0.0.1", .token = "two\r\nlines"},
+        {.servers = "http://127.0.0.1", .key = "/dev/null"},
+        {.servers = "http://203.0.113.1", .token = "secret"},
+        {.servers = "https://203.0.113.1,http://203.0.113.2", .token = "secret"},
     };
     struct remote *remote;
     struct cairn_error err;
@@ -560,6 +733,12 @@ int main(void)
         cmocka_unit_test(test_poll_cancels_a_wait),
         cmocka_unit_test(test_foreign_location_is_not_followed),
         cmocka_unit_test(test_token_is_sent),
+        cmocka_unit_test(test_a_token_that_is_refused_is_read_again),
+        cmocka_unit_test(test_a_ranged_read_takes_the_new_token),
+        cmocka_unit_test(test_what_may_not_be_repeated_is_sent_with_the_new_token),
+        cmocka_unit_test(test_a_token_file_that_became_unreadable_is_no_failure_of_its_own),
+        cmocka_unit_test(test_token_files_hold_one_token),
+        cmocka_unit_test(test_tokens_stay_within_the_host_or_tls),
         cmocka_unit_test(test_bad_options_are_refused),
     };
 
