@@ -26,6 +26,7 @@
 #include "cli.h"
 #include "cli_nbdkit.h"
 #include "error.h"
+#include "service_notify.h"
 
 struct attach {
     struct nbdkit_params params;
@@ -210,6 +211,8 @@ static int run(struct attach *a, int ready_fd, struct cairn_error *err)
         free(steal_ptr(a->made_dir)); /* it is a disk's now */
         ret = announce(a, ready_fd, err);
     }
+    if (ret == CAIRN_OK)
+        service_notify("READY=1");
     if (ret == CAIRN_OK)
         ret = nbdkit_wait_ended(&a->nbdkit, false, err);
     else

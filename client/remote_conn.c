@@ -44,7 +44,10 @@
  * service busy for minutes before it says a word. */
 #define STALL_S         600L
 #define TCP_KEEPALIVE_S 30L
-#define RECEIVE_BUFFER  (128L << 10)
+/* A service that was restarted may have another address; names are asked for with new connections
+ * only. */
+#define NAMES_KNOWN_S  1L
+#define RECEIVE_BUFFER (128L << 10)
 
 struct remote {
     struct remote_options given; /* the strings are ours */
@@ -369,6 +372,7 @@ void conn_reshape(struct conn *conn, const void *shape)
     curl_easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
     curl_easy_setopt(curl, CURLOPT_TCP_KEEPALIVE, 1L);
     curl_easy_setopt(curl, CURLOPT_TCP_KEEPIDLE, TCP_KEEPALIVE_S);
+    curl_easy_setopt(curl, CURLOPT_DNS_CACHE_TIMEOUT, NAMES_KNOWN_S);
     curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, RECEIVE_BUFFER);
     curl_easy_setopt(curl, CURLOPT_USERAGENT, "cairn/" CAIRN_VERSION);
     set_tls(curl, &conn->remote->given);

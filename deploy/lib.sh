@@ -18,8 +18,11 @@ packages_build=(
 packages_tour=(qemu-utils nbdkit e2fsprogs)
 packages_test=(
     python3 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin fio skopeo curl
-    e2fsprogs busybox-static strace redis-server
+    e2fsprogs busybox-static strace redis-server haproxy rsync openssl dpkg-dev lintian systemd
 )
+# What the deployment tests want besides: a Docker engine, and a Debian to start from.  Where they
+# cannot be had those tests are skipped.
+packages_deploy=('docker.io|docker-ce' docker-compose debootstrap)
 packages_bench=(python3 qemu-utils nbdkit libnbd-bin fio time wrk 'nginx-light|nginx-core|nginx-full|nginx')
 
 die() {
@@ -111,6 +114,36 @@ fetch_kernel() {
 kernel_package() {
     apt-cache depends linux-image-cloud-amd64 2>/dev/null |
         sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1
+}
+
+# want_deploy LOG: packages_deploy, and in .cache/base.tar the Debian that images and test systems are
+# made from.  Never fails: says what there is not.
+want_deploy() {
+    local log=$1 missing
+    ((EUID == 0)) || return 0
+    mapfile -t missing < <(missing_packages "${packages_deploy[@]}")
+    if ((${#missing[@]})) && ! run_step "$log" apt_install "${missing[@]}"; then
+        echo "cannot install ${missing[*]}: $(tail -n 1 "$log")"
+    elif [[ ! -f $cairn_root/.cache/base.tar ]] && ! run_step "$log" make_base "$cairn_root/.cache"; then
+        echo "cannot make a base system: $(tail -n 1 "$log")"
+    fi
+}
+
+# A minimal Debian 12 without what the "slim" images leave out, too.
+make_base() {
+    local cache=$1 folder
+    mkdir -p "$cache"
+    folder=$(mktemp -d "$cache/base.XXXXXX")
+    if debootstrap --variant=minbase bookworm "$folder" &&
+        find "$folder/usr/share/doc" -type f ! -name copyright -delete &&
+        rm -rf "$folder"/usr/share/{man,info,locale}/* "$folder"/var/{cache/apt,lib/apt/lists,log}/* &&
+        tar -C "$folder" -cf "$folder.tar" --exclude=./dev --exclude=./proc --exclude=./sys .; then
+        mv "$folder.tar" "$cache/base.tar"
+        rm -rf "$folder"
+    else
+        rm -rf "$folder" "$folder.tar"
+        return 1
+    fi
 }
 
 # build_cairn PRESET LOG [TARGET…]

@@ -24,6 +24,7 @@
 #include "redis.h"
 #include "registry.h"
 #include "security.h"
+#include "service_notify.h"
 #include "store.h"
 
 static void handle_health(void *ctx, const struct http_request *req, struct http_reply *reply)
@@ -111,7 +112,9 @@ static int listen_and_wait(const struct params *p, struct security *security,
                   security->tls ? "https" : "http", http_server_address(server), p->store,
                   CAIRN_VERSION);
         security_note_address(security, http_server_address(server));
+        service_notify("READY=1");
         wait_for_end(signals, security);
+        service_notify("STOPPING=1");
     }
     http_server_stop(server, (unsigned)p->stop_timeout * 1000);
     if (p->port_file)
