@@ -23,6 +23,8 @@ struct cluster_cache;
 int cluster_cache_new(size_t max_bytes, struct cluster_cache **ret_cache, struct cairn_error *err);
 void cluster_cache_free(struct cluster_cache *cache);
 CLEANUP_DEFINE(struct cluster_cache *, cluster_cache_free)
+/* Drop what was decompressed of a layer: its bytes have turned out to be damaged. */
+void cluster_cache_forget(struct cluster_cache *cache, const struct digest *layer);
 
 struct chain_reader {
     const struct index_l1 *l1;

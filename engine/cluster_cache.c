@@ -114,9 +114,8 @@ static size_t entry_bytes(const struct cluster *cluster)
 }
 
 /* Take the entry out; the caller frees it when the lock is released. */
-static struct entry *evict_oldest_locked(struct cluster_cache *cache)
+static struct entry *evict_locked(struct cluster_cache *cache, struct entry *e)
 {
-    struct entry *e = cache->oldest;
     struct entry **link = find_locked(bucket_of(cache, &e->key), &e->key);
 
     *link = e->next_in_bucket;
@@ -162,7 +161,7 @@ static struct entry *insert(struct cluster_cache *cache, struct entry *e)
         return e;
     cache->bytes += entry_bytes(e->cluster);
     while (cache->bytes > cache->max_bytes && cache->oldest) {
-        struct entry *oldest = evict_oldest_locked(cache);
+        struct entry *oldest = evict_locked(cache, cache->oldest);
 
         oldest->next_in_bucket = gone;
         gone = oldest;
@@ -187,6 +186,27 @@ void cluster_cache_put(struct cluster_cache *cache, const struct digest *layer, 
     *e = (struct entry){.key = {.layer = *layer, .host_off = host_off},
                         .cluster = cluster_ref(cluster)};
     free_entries(insert(cache, e));
+}
+
+static struct entry *take_layer(struct cluster_cache *cache, const struct digest *layer)
+{
+    struct entry *gone = NULL, *next;
+    SCOPED_LOCK(&cache->lock);
+
+    for (struct entry *e = cache->youngest; e; e = next) {
+        next = e->older;
+        if (!digest_equal(&e->key.layer, layer))
+            continue;
+        evict_locked(cache, e);
+        e->next_in_bucket = gone;
+        gone = e;
+    }
+    return gone;
+}
+
+void cluster_cache_forget(struct cluster_cache *cache, const struct digest *layer)
+{
+    free_entries(take_layer(cache, layer));
 }
 
 size_t cluster_cache_bytes(struct cluster_cache *cache)
@@ -235,7 +255,7 @@ void cluster_cache_free(struct cluster_cache *cache)
     if (!cache)
         return;
     while (cache->oldest) {
-        struct entry *e = evict_oldest_locked(cache);
+        struct entry *e = evict_locked(cache, cache->oldest);
 
         e->next_in_bucket = NULL;
         free_entries(e);

@@ -211,3 +211,13 @@ int blobs_get(struct blobs *blobs, const struct digest *digest, struct blob **re
         *ret_blob = value;
     return code;
 }
+
+void blobs_forget(struct blobs *blobs, const struct digest *digest)
+{
+    struct cache_key key = {.digest = *digest};
+    struct blob *blob = cache_peek(blobs->open, &key);
+
+    if (blob)
+        cache_drop(blobs->open, &key, blob);
+    blob_unref(blob);
+}

@@ -35,6 +35,8 @@ int blobs_new(struct store *store, unsigned max_open, struct blobs **ret_blobs,
 void blobs_free(struct blobs *blobs);
 CLEANUP_DEFINE(struct blobs *, blobs_free)
 
+/* Have it opened anew for whoever gets it next. */
+void blobs_forget(struct blobs *blobs, const struct digest *digest);
 /* A blob, open already or opened now; a reference is handed over. */
 int blobs_get(struct blobs *blobs, const struct digest *digest, struct blob **ret_blob,
               struct cairn_error *err);

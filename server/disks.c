@@ -407,6 +407,14 @@ void disks_free(struct disks *disks)
     free(disks);
 }
 
+void disks_forget_layer(void *ctx, const struct digest *layer)
+{
+    struct disks *disks = ctx;
+
+    blobs_forget(disks->blobs, layer);
+    cluster_cache_forget(disks->clusters, layer);
+}
+
 void disks_write_metrics(void *ctx, struct metrics *m)
 {
     struct disks *disks = ctx;

@@ -42,6 +42,9 @@ int disks_publish(struct disks *disks, const struct manifest *m, struct cairn_er
 /* Handle a request whose path starts with /v1/disks/. */
 void disks_handle(struct disks *disks, const struct http_request *req, struct http_reply *reply);
 
+/* Keep nothing of a layer's bytes: they have turned out to be damaged.  disks is a struct disks. */
+void disks_forget_layer(void *disks, const struct digest *layer);
+
 /* For /metrics; disks is a struct disks. */
 void disks_write_metrics(void *disks, struct metrics *m);
 

@@ -255,6 +255,18 @@ int store_forget(struct store *store, const char *key, struct cairn_error *err)
     return delete_object(store, key, false, err);
 }
 
+int store_move(struct store *store, const char *from, const char *to, enum store_put_mode mode,
+               struct cairn_error *err)
+{
+    uint64_t since = clock_now_us();
+    int r = check_key(from, err);
+
+    if (!r)
+        r = check_key(to, err);
+    return r ? r
+             : called(store, STORE_CALL_PUT, since, store->ops->move(store, from, to, mode, err));
+}
+
 int store_list(struct store *store, const char *prefix, const char *after, store_list_fn fn,
                void *arg, struct cairn_error *err)
 {

@@ -67,6 +67,9 @@ void store_note_sent(struct store *store, const char *key, uint64_t len);
 int store_fd_source(struct store *store, const char *key, int fd, const char *name,
                     struct source **ret_src, struct cairn_error *err);
 int store_delete(struct store *store, const char *key, struct cairn_error *err);
+/* The object has another key from here on.  STORE_PUT_IF_ABSENT: CAIRN_E_CONFLICT if to exists. */
+int store_move(struct store *store, const char *from, const char *to, enum store_put_mode mode,
+               struct cairn_error *err);
 /* The same for a note: a power cut may bring it back. */
 int store_forget(struct store *store, const char *key, struct cairn_error *err);
 

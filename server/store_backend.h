@@ -31,6 +31,8 @@ struct store_ops {
     int (*open_fd)(struct store *store, const char *key, int *ret_fd, uint64_t *ret_size,
                    struct cairn_error *err);
     int (*delete)(struct store *store, const char *key, bool durable, struct cairn_error *err);
+    int (*move)(struct store *store, const char *from, const char *to, enum store_put_mode mode,
+                struct cairn_error *err);
     int (*list)(struct store *store, const char *prefix, const char *after, store_list_fn fn,
                 void *arg, struct cairn_error *err);
     int (*cas)(struct store *store, const char *key, const char *old_value, const char *new_value,

@@ -343,6 +343,23 @@ static int delete_object(struct store *store, const char *key, bool durable,
     return remove_empty_folders(fs, key, err);
 }
 
+static int move(struct store *store, const char *from, const char *to, enum store_put_mode mode,
+                struct cairn_error *err)
+{
+    const struct store_fs *fs = store_fs_of(store);
+    struct stat st;
+    int r;
+
+    /* Who moves finds out about folders that are missing, not about files. */
+    if (fstatat(fs->root, from, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(st.st_mode))
+        return lookup_failed(ENOENT, from, err);
+    r = store_fs_publish(fs, from, to, mode == STORE_PUT_REPLACE, err);
+    if (r)
+        return r;
+    r = sync_folder_of(fs, from, err);
+    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
+}
+
 /* -- Reading ------------------------------------------------------------------------------ */
 
 static uint64_t time_of(const struct stat *st)
@@ -731,6 +748,7 @@ static const struct store_ops fs_ops = {
     .open_source = open_source,
     .open_fd = open_fd,
     .delete = delete_object,
+    .move = move,
     .list = list,
     .cas = cas,
     .lock = lock,

@@ -92,6 +92,14 @@ static int delete_object(struct store *store, const char *key, bool durable,
     return inner->ops->delete (inner, key, durable, err);
 }
 
+static int move(struct store *store, const char *from, const char *to, enum store_put_mode mode,
+                struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->move(inner, from, to, mode, err);
+}
+
 static int list(struct store *store, const char *prefix, const char *after, store_list_fn fn,
                 void *arg, struct cairn_error *err)
 {
@@ -273,6 +281,7 @@ static const struct store_ops slow_ops = {
     .open_source = open_source,
     .open_fd = open_fd,
     .delete = delete_object,
+    .move = move,
     .list = list,
     .cas = cas,
     .lock = lock,
