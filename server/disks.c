@@ -13,6 +13,7 @@
 #include <stdio.h>
 
 #include "leases.h"
+#include "quarantine.h"
 #include "quote.h"
 #include "registry.h"
 
@@ -86,11 +87,14 @@ int disk_blob(struct disk *disk, uint32_t layer, struct blob **ret_blob, struct 
     char text[DIGEST_STR_MAX];
     int code = blobs_get(disk->disks->blobs, digest, ret_blob, err);
 
+    if (code != CAIRN_E_NOT_FOUND)
+        return code;
     /* To who reads the disk that is damage, and no wrong name. */
-    if (code == CAIRN_E_NOT_FOUND)
-        return error_set(err, CAIRN_E_CORRUPT, "layer %s: the store has lost its blob",
-                         digest_format(digest, text));
-    return code;
+    if (quarantine_check(disk->disks->store, digest, err) == CAIRN_OK)
+        error_set(err, CAIRN_E_CORRUPT, "the store has lost its blob");
+    if (err)
+        err->code = CAIRN_E_CORRUPT;
+    return error_prefix(err, CAIRN_E_CORRUPT, "layer %s", digest_format(digest, text));
 }
 
 static int read_blob(void *ctx, uint32_t layer, void *buf, size_t len, uint64_t host_off,

@@ -23,6 +23,7 @@
 #include "params.h"
 #include "redis.h"
 #include "registry.h"
+#include "scrub.h"
 #include "security.h"
 #include "service_notify.h"
 #include "store.h"
@@ -190,7 +191,12 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
     CLEANUP(disks_free_p) struct disks *disks = NULL;
     CLEANUP(registry_free_p) struct registry *registry = NULL;
     CLEANUP(gc_free_p) struct gc *gc = NULL;
-    struct job_kind kinds[1];
+    const struct scrub_options scrub_options = {.rate = p->scrub_rate,
+                                                .interval_s = p->scrub_interval};
+    struct quarantine_forget forget = {.forget = disks_forget_layer};
+    CLEANUP(quarantine_free_p) struct quarantine *quarantine = NULL;
+    CLEANUP(scrub_free_p) struct scrub *scrub = NULL;
+    struct job_kind kinds[2];
     size_t nr_kinds = 0;
     CLEANUP(jobs_free_p) struct jobs *jobs = NULL;
     int r = store_open(p->store, &store, err);
@@ -204,6 +210,13 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         r = disks_new(store, &disks_options, &disks, err);
     if (r == CAIRN_OK)
         r = registry_new(store, disks, &registry_options, &registry, err);
+    forget.ctx = disks;
+    if (r == CAIRN_OK)
+        r = quarantine_new(store, &forget, &quarantine, err);
+    if (r == CAIRN_OK)
+        r = scrub_new(store, quarantine, &scrub_options, &scrub, err);
+    if (r == CAIRN_OK)
+        kinds[nr_kinds++] = scrub_job_kind(scrub);
     if (r == CAIRN_OK)
         r = gc_new(store, &gc_options, &gc, err);
     if (r == CAIRN_OK)
@@ -217,6 +230,8 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         {disks_write_metrics, disks},
         {store_write_metrics, store},
         {jobs_write_metrics, jobs},
+        {quarantine_write_metrics, quarantine},
+        {scrub_write_metrics, scrub},
         {security_write_metrics, &security},
         {gc_write_metrics, gc},
         {leases_write_metrics, store},
@@ -247,6 +262,11 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         {.path = "/v1/jobs", .methods = HTTP_GET | HTTP_HEAD, .handle = jobs_handle, .ctx = jobs},
         {.path = "/v1/jobs/",
          .methods = HTTP_GET | HTTP_HEAD | HTTP_DELETE,
+         .handle = jobs_handle,
+         .ctx = jobs},
+        {.path = "/v1/scrub",
+         .methods = HTTP_POST,
+         .body_max = JOBS_BODY_MAX,
          .handle = jobs_handle,
          .ctx = jobs},
         {.path = "/v1/repositories/",

@@ -42,6 +42,8 @@ struct params {
     uint64_t gc_interval; /* seconds; 0: never */
     uint64_t gc_grace;    /* seconds */
     uint64_t gc_memory;
+    uint64_t scrub_rate;     /* bytes per second; 0: no limit */
+    uint64_t scrub_interval; /* seconds; 0: never by itself */
     char *quota; /* NULL: none */
     uint64_t max_uploads;
     uint64_t max_unfinished;

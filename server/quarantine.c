@@ -137,13 +137,18 @@ int quarantine_end(struct store *store, const struct digest *blob, struct cairn_
     return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
 }
 
+static void look_now(struct quarantine *q)
+{
+    SCOPED_LOCK(&q->lock);
+    q->look_now = true;
+    pthread_cond_signal(&q->wake);
+}
+
 /* Drop what this process has of the blob, and count anew. */
 static void forget(struct quarantine *q, const struct digest *blob)
 {
     q->forget.forget(q->forget.ctx, blob);
-    SCOPED_LOCK(&q->lock);
-    q->look_now = true;
-    pthread_cond_signal(&q->wake);
+    look_now(q);
 }
 
 int quarantine_add(struct quarantine *q, const struct digest *blob, const char *problem,
@@ -250,11 +255,11 @@ int quarantine_list(struct store *store, json_t **ret_records, struct cairn_erro
 int quarantine_note_scrubbed(struct quarantine *q, struct cairn_error *err)
 {
     char text[24];
-    time_t now = time(NULL);
-    int len = snprintf(text, sizeof(text), "%lld", (long long)now);
+    int len = snprintf(text, sizeof(text), "%lld", (long long)time(NULL));
+    int r = store_put(q->store, SCRUBBED_KEY, text, (size_t)len, STORE_PUT_REPLACE, err);
 
-    atomic_store(&q->scrubbed, (uint64_t)now);
-    return store_put(q->store, SCRUBBED_KEY, text, (size_t)len, STORE_PUT_REPLACE, err);
+    look_now(q);
+    return r;
 }
 
 static int look_when_scrubbed(struct quarantine *q, struct cairn_error *err)

@@ -23,9 +23,22 @@
 #include "collect.h"
 #include "condemned.h"
 #include "histogram.h"
+#include "quarantine.h"
 #include "step.h"
 
 #define SHOWN_FOR_US (10 * UINT64_C(1000000))
+
+/* The repository has a mark of a blob that is not there: it is in quarantine, or lost. */
+static int blob_is_away(struct store *store, const char *repo, const struct digest *d,
+                        struct cairn_error *err)
+{
+    char text[DIGEST_STR_MAX];
+    int r = quarantine_check(store, d, err);
+
+    return r ? r
+             : error_set(err, CAIRN_E_NOT_FOUND, "no blob %s in repository %s",
+                         digest_format(d, text), repo);
+}
 
 int registry_find_blob(struct store *store, const char *repo, const struct digest *d,
                        uint64_t *ret_size, struct cairn_error *err)
@@ -34,11 +47,11 @@ int registry_find_blob(struct store *store, const char *repo, const struct diges
     uint64_t mark_size;
     int r = store_head(store, registry_repo_key(repo, "_blobs", d, key), &mark_size, err);
 
-    if (!r)
-        r = store_head(store, registry_blob_key(d, key), ret_size, err);
     if (r == CAIRN_E_NOT_FOUND)
         return error_set(err, r, "no blob %s in repository %s", digest_format(d, text), repo);
-    return r;
+    if (!r)
+        r = store_head(store, registry_blob_key(d, key), ret_size, err);
+    return r == CAIRN_E_NOT_FOUND ? blob_is_away(store, repo, d, err) : r;
 }
 
 /* Put the link, or let it be as if it were put now. */
@@ -171,11 +184,13 @@ static int fetch_shown(void *arg, void **ret_value, struct cairn_error *err)
     atomic_init(&shown->refs, 1);
     r = store_head(name->store, registry_repo_key(name->repo, "_blobs", name->digest, key),
                    &mark_size, err);
-    if (!r)
-        r = blob_open(name->store, name->digest, &shown->blob, err);
     if (r == CAIRN_E_NOT_FOUND)
         return error_set(err, r, "no blob %s in repository %s", digest_format(name->digest, text),
                          name->repo);
+    if (!r)
+        r = blob_open(name->store, name->digest, &shown->blob, err);
+    if (r == CAIRN_E_NOT_FOUND)
+        return blob_is_away(name->store, name->repo, name->digest, err);
     if (r)
         return r;
     shown->until_us = clock_now_us() + SHOWN_FOR_US;

@@ -249,6 +249,22 @@ static int set_tag(const struct registry_call *call, const char *tag, const stru
     return r;
 }
 
+/* The manifest is there already, and is as if it were put now.  Should its bytes be damaged, these
+ * are right. */
+static int keep_manifest(const struct registry_call *call, const struct digest *d, const void *body,
+                         size_t len, struct cairn_error *err)
+{
+    CLEANUP_FREE void *stored = NULL;
+    char key[REGISTRY_KEY_MAX];
+    size_t stored_len;
+    int r = registry_get_manifest(call->store, call->target.repo, d, &stored, &stored_len, NULL);
+
+    registry_repo_key(call->target.repo, "_manifests", d, key);
+    if (r == CAIRN_E_CORRUPT)
+        return store_put(call->store, key, body, len, STORE_PUT_REPLACE, err);
+    return store_touch(call->store, key, err);
+}
+
 /* Put it, or let it be as if it were put now. */
 static int put_bytes(const struct registry_call *call, const struct digest *d,
                      struct cairn_error *err)
@@ -259,7 +275,7 @@ static int put_bytes(const struct registry_call *call, const struct digest *d,
     int r = store_put(call->store, registry_repo_key(call->target.repo, "_manifests", d, key), body,
                       len, STORE_PUT_IF_ABSENT, err);
 
-    return r == CAIRN_E_CONFLICT ? store_touch(call->store, key, err) : r;
+    return r == CAIRN_E_CONFLICT ? keep_manifest(call, d, body, len, err) : r;
 }
 
 static int store_manifest(const struct registry_call *call, const struct document *doc,

@@ -26,6 +26,7 @@
 #include "access.h"
 #include "byte_count.h"
 #include "checked.h"
+#include "quarantine.h"
 #include "quote.h"
 #include "step.h"
 
@@ -560,6 +561,8 @@ static int finish(struct writer *w, const char *repo, const struct digest *d,
         r = store_upload_commit(store, w->session->id, w->off, registry_blob_key(d, key), err);
     step_reached(STEP_BLOB_STORED);
     w->ended = r == CAIRN_OK;
+    if (!r) /* that it fails is of no consequence: a scrub sees that the blob is back */
+        quarantine_end(store, d, NULL);
     return r;
 }
 
@@ -623,8 +626,9 @@ static int link_blob(const struct registry_call *call, const struct digest *d, u
 }
 
 /* ?mount=<digest>&from=<repo>: true if that has been replied, for the blob is the repository's now
- * or may not be.  Where nothing can be mounted an upload is opened (OCI, "Mounting a blob"); nothing can
- * from a repository that the caller may not pull, and nobody looks whether that has the blob. */
+ * or may not be.  Where nothing can be mounted an upload is opened (OCI, "Mounting a blob");
+ * nothing can from a repository that the caller may not pull, and nobody looks whether that has the
+ * blob. */
 static bool mount_blob(const struct registry_call *call)
 {
     const char *mount = http_query(call->req, "mount"), *from = http_query(call->req, "from");

@@ -218,25 +218,36 @@ static int scrub_blobs(struct scrub_run *run, struct cairn_error *err)
 
 /* -- What is in quarantine already -------------------------------------------------------- */
 
-/* Is it right after all (a cable, a controller)?  Is it still needed, and by whom? */
-static int look_again(struct scrub_run *run, const struct digest *blob, struct cairn_error *err)
+static int still_damaged(struct scrub_run *run, const struct digest *blob, struct cairn_error *err)
 {
-    char key[QUARANTINE_KEY_MAX], problem[SCRUB_PROBLEM_MAX];
     CLEANUP(json_decref_p) json_t *tags = NULL;
-    enum scrub_verdict verdict;
     bool needed;
-    int r = scrub_verify(run, quarantine_blob_key(blob, key), blob, false, &verdict, problem, err);
+    int r = scrub_tags_of_blob(run->store, blob, &tags, &needed, err);
 
-    if (!r && verdict == SCRUB_GOOD) {
-        r = quarantine_put_back(run->scrub->quarantine, blob, err);
-        return r ? r : note_digest(run, "putBack", blob, err);
-    }
-    if (!r)
-        r = scrub_tags_of_blob(run->store, blob, &tags, &needed, err);
     if (r)
         return r;
     return needed ? quarantine_set_tags(run->store, blob, tags, err)
                   : quarantine_end(run->store, blob, err);
+}
+
+/* Is there another, which has its turn later?  Is it right after all (a cable, a controller)?  Is
+ * it still needed, and by whom? */
+static int look_again(struct scrub_run *run, const struct digest *blob, struct cairn_error *err)
+{
+    char key[REGISTRY_KEY_MAX], aside[QUARANTINE_KEY_MAX], problem[SCRUB_PROBLEM_MAX];
+    enum scrub_verdict verdict;
+    uint64_t size;
+    int r = store_head(run->store, registry_blob_key(blob, key), &size, err);
+
+    if (r != CAIRN_E_NOT_FOUND)
+        return r ? r : quarantine_end(run->store, blob, err);
+    r = scrub_verify(run, quarantine_blob_key(blob, aside), blob, false, &verdict, problem, err);
+    if (r)
+        return r;
+    if (verdict != SCRUB_GOOD)
+        return still_damaged(run, blob, err);
+    r = quarantine_put_back(run->scrub->quarantine, blob, err);
+    return r ? r : note_digest(run, "putBack", blob, err);
 }
 
 static bool record_digest(const json_t *record, struct digest *ret_digest)
@@ -335,22 +346,21 @@ static int scrub_layers(struct scrub_run *run, const struct manifest *m, struct 
 static int scrub_disk(struct scrub_run *run, const char *name, struct cairn_error *err)
 {
     CLEANUP(manifest_free_p) struct manifest *manifest = NULL;
-    CLEANUP_FREE void *buf = NULL;
     struct digest digest;
     struct ref ref;
-    size_t len;
     int r = ref_parse(name, &ref, err);
 
     if (!r)
         r = registry_resolve(run->store, &ref, &digest, err);
     if (!r)
+        r = scrub_phase(run, "manifests", 1, "manifests", err);
+    if (!r)
         r = scrub_manifest(run, ref.repo, &digest, err);
     if (!r)
-        r = registry_get_manifest(run->store, ref.repo, &digest, &buf, &len, err);
+        r = registry_find_manifest(run->store, &ref, &manifest, NULL, err);
     if (r)
         return r == CAIRN_E_CORRUPT ? CAIRN_OK : r; /* scrub_manifest has noted that */
-    r = manifest_parse(buf, len, &manifest, err);
-    return r ? r : scrub_layers(run, manifest, err);
+    return scrub_layers(run, manifest, err);
 }
 
 /* -- The job ------------------------------------------------------------------------------ */
@@ -422,23 +432,27 @@ static int run_job(void *ctx, struct job *job, struct cairn_error *err)
 
 /* -- Options ------------------------------------------------------------------------------ */
 
+static int check_ref(const json_t *value, struct cairn_error *err)
+{
+    struct ref ref;
+    int r = json_is_string(value) ? ref_parse(json_string_value(value), &ref, err)
+                                  : error_set(err, CAIRN_E_USAGE, "not a string");
+
+    return r ? error_prefix(err, r, "ref") : CAIRN_OK;
+}
+
 static int check_option(const char *name, const json_t *value, struct cairn_error *err)
 {
     char quoted[QUOTE_MAX];
-    struct ref ref;
 
-    if (strcmp(name, "rate") == 0) {
-        if (json_is_integer(value) && json_integer_value(value) >= 0)
-            return CAIRN_OK;
-        return error_set(err, CAIRN_E_USAGE, "rate is not a number of bytes per second");
-    }
-    if (strcmp(name, "ref") == 0) {
-        if (json_is_string(value))
-            return ref_parse(json_string_value(value), &ref, err);
-        return error_set(err, CAIRN_E_USAGE, "ref is not a string");
-    }
-    return error_set(err, CAIRN_E_USAGE, "a scrub has no option %s, expected rate or ref",
-                     quote_str(name, quoted));
+    if (strcmp(name, "ref") == 0)
+        return check_ref(value, err);
+    if (strcmp(name, "rate") != 0)
+        return error_set(err, CAIRN_E_USAGE, "a scrub has no option %s, expected rate or ref",
+                         quote_str(name, quoted));
+    if (json_is_integer(value) && json_integer_value(value) >= 0)
+        return CAIRN_OK;
+    return error_set(err, CAIRN_E_USAGE, "rate is not a number of bytes per second");
 }
 
 static int parse_options(void *ctx, const json_t *given, json_t **ret_options,
