@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "http_strict.h"
 
 #define REPLY_SMALL (4u << 10) /* not counted: refusals must get through */
 
@@ -61,6 +62,7 @@ static enum MHD_Result send_reply(struct http_request *req)
 
     if (!req->response)
         return MHD_NO;
+    http_conn_set_phase(req->conn, HTTP_CONN_ANSWERING);
     queued = MHD_queue_response(req->connection, req->reply.status, req->response);
     MHD_destroy_response(steal_ptr(req->response));
     req->phase = PHASE_SENT;
@@ -88,6 +90,7 @@ static enum MHD_Result reply_early(struct http_request *req)
 
     if (has_body(req) && (is_long || http_header(req, "Expect")))
         return send_reply(req);
+    http_conn_set_phase(req->conn, HTTP_CONN_BODY);
     req->phase = PHASE_DROPPING;
     return MHD_YES;
 }
@@ -159,6 +162,7 @@ static enum MHD_Result hand_over(struct http_request *req, enum http_phase phase
                                  void (*run)(struct work *work, bool cancelled),
                                  enum work_kind kind)
 {
+    http_conn_set_phase(req->conn, HTTP_CONN_ANSWERING);
     req->phase = phase;
     req->work.run = run;
     MHD_suspend_connection(req->connection);
@@ -223,6 +227,7 @@ static enum MHD_Result on_begun(struct http_request *req)
     if (!req->sink.piece && http_content_length(req, &len) && req->collect_max > 0 &&
         len > req->collect_max)
         return refuse(req, MHD_HTTP_CONTENT_TOO_LARGE, "SIZE_INVALID", "the body is too large");
+    http_conn_set_phase(req->conn, HTTP_CONN_BODY);
     req->phase = PHASE_BODY;
     return MHD_YES;
 }
@@ -244,14 +249,27 @@ static enum MHD_Result start_route(struct http_request *req)
     return on_begun(req);
 }
 
-static enum MHD_Result on_headers(struct http_request *req, const char *method)
+/* Nothing more is read: where this request ends, and the next begins, is not certain. */
+static enum MHD_Result refuse_and_close(struct http_request *req, const struct http_refusal *why)
 {
+    http_reply_error(&req->reply, why->status, why->oci_code, "%s", why->message);
+    http_reply_header(&req->reply, "Connection", "close");
+    prepare_reply(req);
+    return send_reply(req);
+}
+
+static enum MHD_Result on_headers(struct http_request *req, const char *method, const char *version)
+{
+    const struct http_refusal *refusal;
     const char *reason;
     unsigned status;
 
     take_request_id(req);
     if (!req->target)
         return MHD_NO;
+    refusal = http_strict_check(req->connection, version, &req->server->limits);
+    if (refusal)
+        return refuse_and_close(req, refusal);
     if (!parse_method(req, method))
         return refuse(req, MHD_HTTP_NOT_IMPLEMENTED, "UNSUPPORTED", "unknown method");
     status = http_uri_parse(req->target, &req->uri, &reason);
@@ -274,12 +292,12 @@ static enum MHD_Result on_body_end(struct http_request *req)
     return hand_over(req, PHASE_HANDLING, run_handle, req->has_begun ? WORK_CONTINUES : WORK_NEW);
 }
 
-static enum MHD_Result step(struct http_request *req, const char *method, const char *data,
-                            size_t *len)
+static enum MHD_Result step(struct http_request *req, const char *method, const char *version,
+                            const char *data, size_t *len)
 {
     switch (req->phase) {
     case PHASE_HEADERS:
-        return on_headers(req, method);
+        return on_headers(req, method, version);
     case PHASE_BEGUN:
         return on_begun(req);
     case PHASE_BODY:
@@ -309,10 +327,9 @@ enum MHD_Result http_request_step(void *cls, struct MHD_Connection *connection, 
     (void)cls;
     (void)connection;
     (void)url;
-    (void)version;
     if (!req)
         return MHD_NO;
-    result = step(req, method, data, len);
+    result = step(req, method, version, data, len);
     req->received += offered - *len;
     return result;
 }

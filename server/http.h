@@ -168,6 +168,20 @@ struct http_admission {
     void *ctx;
 };
 
+/* Zeros: no limit. */
+struct http_limits {
+    unsigned connections, connections_per_client;
+    unsigned headers; /* of one request */
+    size_t header_bytes;
+    size_t body_bytes;         /* of all bodies in memory */
+    unsigned header_timeout_s; /* from the first byte of a request to the end of its headers */
+    uint64_t min_rate;         /* bytes a second, of a body or a reply, over a window of waiting */
+    unsigned min_rate_window_s;
+    unsigned request_deadline_s; /* from the request line to the end of the reply */
+};
+
+struct http_conns; /* http_conns.h */
+
 struct http_options {
     const char *listen; /* addr:port, [v6]:port; port 0: any that is free */
     unsigned threads;   /* of libmicrohttpd: one daemon each */
@@ -178,6 +192,8 @@ struct http_options {
     size_t reply_memory; /* for bodies that clients have not fetched yet; beyond it: 503 */
     struct http_admission admission;
     struct http_tls *tls; /* borrowed; NULL: plain HTTP */
+    struct http_limits limits;
+    struct http_conns *conns; /* borrowed, and made with the same limits; NULL: nobody watches */
 };
 
 struct http_server;

@@ -14,14 +14,23 @@
 #include "checked.h"
 #include "cleanup.h"
 
-#define PIECE_SIZE    (256u << 10) /* of a streamed body; two of these per upload */
-#define COLLECTED_MAX (256u << 20) /* of all bodies being collected at once */
+#define PIECE_SIZE (256u << 10) /* of a streamed body; two of these per upload */
 
 enum MHD_Result http_body_drop(struct http_request *req, size_t *len, uint64_t max)
 {
     req->dropped += *len;
     *len = 0;
     return req->dropped > max ? MHD_NO : MHD_YES;
+}
+
+static bool reserve_memory(struct http_server *server, size_t bytes)
+{
+    const size_t max = server->limits.body_bytes;
+
+    if (atomic_fetch_add(&server->collected, bytes) + bytes <= max || max == 0)
+        return true;
+    atomic_fetch_sub(&server->collected, bytes);
+    return false;
 }
 
 /* Make room for len more bytes of a collected body. */
@@ -37,8 +46,7 @@ static int grow_body(struct http_request *req, size_t len, struct cairn_error *e
         return CAIRN_OK;
     while (size < need)
         size *= 2;
-    if (atomic_fetch_add(&server->collected, size - req->body_size) + size > COLLECTED_MAX) {
-        atomic_fetch_sub(&server->collected, size - req->body_size);
+    if (!reserve_memory(server, size - req->body_size)) {
         return error_set(err, CAIRN_E_UNAVAILABLE, "too many bodies are being received");
     }
     data = realloc(req->body.data, size);

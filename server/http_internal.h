@@ -102,10 +102,10 @@ int http_listen(const char *address, int *ret_fd, struct cairn_error *err);
 /* Its actual address, in the same form. */
 int http_socket_name(int fd, char *buf, size_t len, struct cairn_error *err);
 
-/* Accept from listen_fd, which is taken over on success, and give connections to daemons (borrowed)
- * in turn, until stopped: from then on connections are refused.  Stopping accepts NULL. */
+/* Accept from listen_fd, which is taken over on success, and give connections to the server's
+ * daemons in turn, until stopped: from then on connections are refused.  Stopping accepts NULL. */
 struct http_acceptor;
-int http_acceptor_start(int listen_fd, struct MHD_Daemon *const *daemons, unsigned nr_daemons,
+int http_acceptor_start(int listen_fd, struct http_server *server,
                         struct http_acceptor **ret_acceptor, struct cairn_error *err);
 void http_acceptor_stop(struct http_acceptor *acceptor);
 

@@ -6,7 +6,7 @@
  * of its pool remove the socket from the same epoll set, and whoever comes second panics. Accepting
  * by ourselves also lets us say clearly why an address cannot be had.
  */
-#include "http_internal.h"
+#include "http_request.h"
 
 #include <errno.h>
 #include <netdb.h>
@@ -104,17 +104,51 @@ int http_socket_name(int fd, char *buf, size_t len, struct cairn_error *err)
 
 struct http_acceptor {
     int listen_fd, stop_fd; /* ours */
-    struct MHD_Daemon *const *daemons;
-    unsigned nr_daemons, next;
+    struct http_server *server;
+    unsigned next;
     pthread_t thread;
 };
 
-/* Connections go to libmicrohttpd's threads in turn; one that it does not want it closes. */
-static void hand_to_daemon(struct http_acceptor *a, int fd, const struct sockaddr_storage *ss,
-                           socklen_t len)
+/*
+ * Say why, as well as that can be said to somebody who has not asked anything yet: closing may
+ * overtake it.  Not under TLS, where it would be taken for noise.
+ */
+static void turn_away(const struct http_acceptor *a, int fd, enum http_conn_refusal refusal)
 {
-    MHD_add_connection(a->daemons[a->next], fd, (const struct sockaddr *)ss, len);
-    a->next = (a->next + 1) % a->nr_daemons;
+    static const char *const replies[NR_HTTP_CONN_REFUSALS] = {
+        [HTTP_CONN_TOO_MANY] =
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+            "Retry-After: 1\r\nConnection: close\r\n\r\n{\"errors\":[{\"code\":\"UNAVAILABLE\","
+            "\"message\":\"there are too many connections, try again later\"}]}",
+        [HTTP_CONN_TOO_MANY_OF_ONE] =
+            "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n"
+            "Retry-After: 1\r\nConnection: close\r\n\r\n{\"errors\":[{\"code\":\"TOOMANYREQUESTS\","
+            "\"message\":\"there are too many connections from this address\"}]}",
+    };
+    const char *reply = a->server->tls ? NULL : replies[refusal];
+
+    if (reply)
+        send(fd, reply, strlen(reply), MSG_DONTWAIT | MSG_NOSIGNAL);
+    close(fd);
+}
+
+/* Connections go to libmicrohttpd's threads in turn; one that it does not want it closes. */
+static void hand_over(struct http_acceptor *a, int fd, const struct sockaddr_storage *ss,
+                      socklen_t len)
+{
+    struct http_server *server = a->server;
+    enum http_conn_refusal refusal =
+        server->conns ? http_conns_admit(server->conns, fd, ss) : HTTP_CONN_ADMITTED;
+
+    if (refusal != HTTP_CONN_ADMITTED) {
+        turn_away(a, fd, refusal);
+        return;
+    }
+    if (MHD_add_connection(server->daemons[a->next], fd, (const struct sockaddr *)ss, len) !=
+            MHD_YES &&
+        server->conns)
+        http_conns_dropped(server->conns, fd);
+    a->next = (a->next + 1) % server->nr_daemons;
 }
 
 /* Everything that waits.  False when it makes no sense to try again at once. */
@@ -126,7 +160,7 @@ static bool accept_all(struct http_acceptor *a)
         int fd = accept4(a->listen_fd, (struct sockaddr *)&ss, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
         if (fd >= 0)
-            hand_to_daemon(a, fd, &ss, len);
+            hand_over(a, fd, &ss, len);
         else if (errno == EAGAIN)
             return true;
         else if (errno != EINTR && errno != ECONNABORTED)
@@ -149,7 +183,7 @@ static void *acceptor_main(void *arg)
     return NULL;
 }
 
-int http_acceptor_start(int listen_fd, struct MHD_Daemon *const *daemons, unsigned nr_daemons,
+int http_acceptor_start(int listen_fd, struct http_server *server,
                         struct http_acceptor **ret_acceptor, struct cairn_error *err)
 {
     CLEANUP_FREE struct http_acceptor *a = calloc(1, sizeof(*a));
@@ -160,8 +194,7 @@ int http_acceptor_start(int listen_fd, struct MHD_Daemon *const *daemons, unsign
         return error_no_memory(err, "the HTTP server");
     if (stop_fd < 0)
         return error_set_errno(err, errno, "cannot make an event descriptor");
-    *a = (struct http_acceptor){
-        .listen_fd = listen_fd, .stop_fd = stop_fd, .daemons = daemons, .nr_daemons = nr_daemons};
+    *a = (struct http_acceptor){.listen_fd = listen_fd, .stop_fd = stop_fd, .server = server};
     failed = pthread_create(&a->thread, NULL, acceptor_main, a);
     if (failed)
         return error_set_errno(err, failed, "cannot start the thread that accepts");

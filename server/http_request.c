@@ -159,6 +159,14 @@ void http_request_unref(struct http_request *req)
         request_free(req);
 }
 
+static struct http_conn *conn_of(struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+
+    return info ? info->socket_context : NULL;
+}
+
 void *http_request_start(void *cls, const char *target, struct MHD_Connection *connection)
 {
     struct http_server *server = cls;
@@ -166,6 +174,8 @@ void *http_request_start(void *cls, const char *target, struct MHD_Connection *c
 
     if (!req)
         return NULL;
+    req->conn = conn_of(connection);
+    http_conn_begin_request(req->conn);
     req->server = server;
     req->connection = connection;
     req->refs = 1;
@@ -253,6 +263,7 @@ void http_request_completed(void *cls, struct MHD_Connection *connection, void *
     *con_cls = NULL;
     if (!req)
         return;
+    http_conn_set_phase(req->conn, HTTP_CONN_IDLE);
     x = exchange_of(req, how == MHD_REQUEST_TERMINATED_COMPLETED_OK);
     http_figures_add(req->server->figures, &x);
     log_request(req, &x);

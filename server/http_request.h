@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 
+#include "http_conns.h"
 #include "http_internal.h"
 #include "http_metrics.h"
 
@@ -35,6 +36,7 @@ struct http_request {
     struct work work;
     struct http_server *server;
     struct MHD_Connection *connection;
+    struct http_conn *conn;         /* NULL: nobody watches it */
     const struct http_route *route; /* NULL: not found yet, or none */
     enum http_phase phase;
     bool has_begun; /* a worker has had it already */
@@ -78,6 +80,8 @@ struct http_server {
     struct http_figures *figures;
     struct http_admission admission;
     struct http_tls *tls; /* NULL: plain HTTP */
+    struct http_limits limits;
+    struct http_conns *conns; /* NULL: nobody watches them */
     const struct http_route *routes;
     size_t nr_routes;
     char address[80];

@@ -16,6 +16,7 @@
 #include "log.h"
 
 #define QUEUED_PER_WORKER 64
+#define CLOSING_MAX       256
 
 static void on_mhd_log(void *cls, const char *fmt, va_list ap)
     __attribute__((format(printf, 2, 0)));
@@ -41,10 +42,15 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **s
                           enum MHD_ConnectionNotificationCode what)
 {
     struct http_server *server = cls;
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
 
-    (void)socket_context;
     if (server->tls && what == MHD_CONNECTION_NOTIFY_STARTED)
         http_tls_begin(server->tls, connection);
+    if (server->conns && info && what == MHD_CONNECTION_NOTIFY_STARTED)
+        *socket_context = http_conns_started(server->conns, info->connect_fd);
+    if (server->conns && what == MHD_CONNECTION_NOTIFY_CLOSED)
+        http_conns_closed(server->conns, *socket_context);
 }
 
 /* -- Starting and stopping ---------------------------------------------------------------- */
@@ -52,7 +58,11 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **s
 static struct MHD_Daemon *start_daemon(struct http_server *server,
                                        const struct http_options *options)
 {
-    const unsigned nr_connections = (options->max_connections - 1) / options->threads + 1;
+    /* Where they are counted when they are accepted, each daemon could get them all, and those that
+     * are being closed. */
+    const unsigned nr_connections = options->conns
+                                        ? options->max_connections + CLOSING_MAX
+                                        : (options->max_connections - 1) / options->threads + 1;
     struct MHD_OptionItem tls[HTTP_TLS_OPTIONS_MAX] = {{MHD_OPTION_END, 0, NULL}};
 
     if (options->tls)
@@ -109,7 +119,7 @@ static int start(struct http_server *server, const struct http_options *options,
     if (!r)
         r = start_daemons(server, options, err);
     if (!r)
-        r = http_acceptor_start(fd, server->daemons, server->nr_daemons, &server->acceptor, err);
+        r = http_acceptor_start(fd, server, &server->acceptor, err);
     if (!r)
         steal_fd(&fd);
     return r;
@@ -142,6 +152,8 @@ int http_server_start(const struct http_options *options, const struct http_rout
         return error_no_memory(err, "the HTTP server");
     server->admission = options->admission;
     server->tls = options->tls;
+    server->limits = options->limits;
+    server->conns = options->conns;
     server->routes = routes;
     server->nr_routes = nr_routes;
     server->max_replying = options->reply_memory;

@@ -15,6 +15,7 @@
 #include "disks.h"
 #include "gc.h"
 #include "http.h"
+#include "http_conns.h"
 #include "jobs.h"
 #include "leases.h"
 #include "log.h"
@@ -86,9 +87,24 @@ static void wait_for_end(const sigset_t *signals, struct security *security)
     log_event(LOG_LEVEL_INFO, "stopping", "%s", sigabbrev_np(sig));
 }
 
+static struct http_limits limits_of(const struct params *p)
+{
+    return (struct http_limits){
+        .connections = (unsigned)p->max_connections,
+        .connections_per_client = (unsigned)p->max_connections_per_client,
+        .headers = (unsigned)p->max_headers,
+        .header_bytes = p->max_header_size,
+        .body_bytes = p->body_memory,
+        .header_timeout_s = (unsigned)p->header_timeout,
+        .min_rate = p->min_rate,
+        .min_rate_window_s = (unsigned)p->min_rate_window,
+        .request_deadline_s = (unsigned)p->request_deadline,
+    };
+}
+
 static int listen_and_wait(const struct params *p, struct security *security,
-                           const struct http_route *routes, size_t nr_routes,
-                           const sigset_t *signals, struct cairn_error *err)
+                           struct http_conns *conns, const struct http_route *routes,
+                           size_t nr_routes, const sigset_t *signals, struct cairn_error *err)
 {
     const struct http_options options = {
         .listen = p->listen,
@@ -100,6 +116,8 @@ static int listen_and_wait(const struct params *p, struct security *security,
         .reply_memory = p->reply_memory,
         .admission = {access_is_on(security->access) ? access_admit : NULL, security->access},
         .tls = security->tls,
+        .limits = limits_of(p),
+        .conns = conns,
     };
     struct http_server *server;
     int r = http_server_start(&options, routes, nr_routes, &server, err);
@@ -186,6 +204,8 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
                     .max_memory = p->gc_memory},
         .interval_s = p->gc_interval,
     };
+    const struct http_limits limits = limits_of(p);
+    CLEANUP(http_conns_free_p) struct http_conns *conns = NULL;
     struct security security = {0};
     CLEANUP(store_close_p) struct store *store = NULL;
     CLEANUP(disks_free_p) struct disks *disks = NULL;
@@ -222,6 +242,8 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
     if (r == CAIRN_OK)
         kinds[nr_kinds++] = gc_job_kind(gc);
     if (r == CAIRN_OK)
+        r = http_conns_new(&limits, &conns, err);
+    if (r == CAIRN_OK)
         r = start_jobs(store, kinds, nr_kinds, &jobs, err);
     if (r)
         return r;
@@ -236,6 +258,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         {gc_write_metrics, gc},
         {leases_write_metrics, store},
         {quota_write_metrics, registry_quota(registry)},
+        {http_conns_write_metrics, conns},
         {redis ? redis_write_metrics : NULL, redis},
         {NULL, NULL},
     };
@@ -287,7 +310,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
 
     r = security_open(p, routes, nr_routes, &security, err);
     if (r == CAIRN_OK)
-        r = listen_and_wait(p, &security, routes, nr_routes, signals, err);
+        r = listen_and_wait(p, &security, conns, routes, nr_routes, signals, err);
     security_close(&security);
     return r;
 }

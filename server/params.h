@@ -25,7 +25,15 @@ struct params {
     uint64_t workers;
     uint64_t http_threads;
     uint64_t max_connections;
+    uint64_t max_connections_per_client; /* 0: no limit */
     uint64_t connection_memory;
+    uint64_t max_headers;
+    uint64_t max_header_size;
+    uint64_t header_timeout;   /* seconds; 0: none */
+    uint64_t min_rate;         /* bytes a second; 0: none */
+    uint64_t min_rate_window;  /* seconds */
+    uint64_t request_deadline; /* seconds; 0: none */
+    uint64_t body_memory;
     uint64_t connection_timeout; /* seconds */
     uint64_t reply_memory;
     uint64_t stop_timeout;   /* seconds */
