@@ -238,8 +238,6 @@ void http_conns_write_metrics(void *ctx, struct metrics *m)
     struct http_conns *conns = ctx;
 
     SCOPED_LOCK(&conns->lock);
-    metrics_family(m, "cairn_http_connections", "gauge", "Connections of clients.");
-    metrics_value(m, NULL, conns->nr);
     metrics_family(m, "cairn_http_connections_refused_total", "counter",
                    "Connections refused because there are too many, of all or of one client.");
     for (unsigned i = HTTP_CONN_ADMITTED + 1; i < NR_HTTP_CONN_REFUSALS; i++)
