@@ -19,6 +19,7 @@
 #include <time.h>
 
 #include "bytes.h"
+#include "nowait.h"
 
 #define NR_SHARDS           16u
 #define NR_BUCKETS_AT_FIRST 64u
@@ -381,6 +382,12 @@ int cache_get(struct cache *cache, const struct cache_key *key, cache_fetch_fn f
         pthread_mutex_unlock(&shard->lock);
         *ret_value = value;
         return CAIRN_OK;
+    }
+    code = nowait_check(err);
+    if (code != CAIRN_OK) { /* the miss is counted when it is fetched */
+        shard->stats.misses--;
+        pthread_mutex_unlock(&shard->lock);
+        return code;
     }
     flight = flight_find_locked(shard, key);
     if (flight)

@@ -2,15 +2,16 @@
 /*
  * The disk API: from a request's path to an opened disk and the call on it.
  *
- * A ref is resolved anew for each request, for tags move and manifests are deleted.  What a
- * manifest's digest names never changes: opened disks are kept by it, so that a read of 4 KiB does
- * not parse a manifest of a megabyte.
+ * A ref is resolved anew for each request, for tags move and manifests are deleted; but not for
+ * each range of a disk's data (disks_names.c).  What a manifest's digest names never changes:
+ * opened disks are kept by it, so that a read of 4 KiB does not parse a manifest of a megabyte.
  */
 #include "disks_internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "leases.h"
 #include "quarantine.h"
@@ -209,22 +210,38 @@ static int load_disk(void *arg, void **ret_value, struct cairn_error *err)
     return code;
 }
 
-int disk_open(struct disks *disks, const struct ref *ref, struct disk **ret_disk,
-              struct cairn_error *err)
+static int open_manifest(struct disks *disks, const struct ref *ref, const struct digest *manifest,
+                         struct disk **ret_disk, struct cairn_error *err)
 {
     struct load load = {.disks = disks, .ref = *ref};
-    struct cache_key key = {0};
+    struct cache_key key = {.digest = *manifest};
     void *value;
-    int code = registry_resolve(disks->store, ref, &key.digest, err);
+    int code;
 
-    if (code != CAIRN_OK)
-        return code;
     load.ref.tag[0] = 0;
-    load.ref.digest = key.digest;
+    load.ref.digest = *manifest;
     code = cache_get(disks->opened, &key, load_disk, &load, &value, err);
     if (code == CAIRN_OK)
         *ret_disk = value;
     return code;
+}
+
+int disk_open(struct disks *disks, const struct ref *ref, struct disk **ret_disk,
+              struct cairn_error *err)
+{
+    struct digest manifest;
+    int code = registry_resolve(disks->store, ref, &manifest, err);
+
+    return code == CAIRN_OK ? open_manifest(disks, ref, &manifest, ret_disk, err) : code;
+}
+
+int disk_open_recent(struct disks *disks, const struct ref *ref, struct disk **ret_disk,
+                     struct cairn_error *err)
+{
+    struct digest manifest;
+    int code = disks_resolve_recent(disks, ref, &manifest, err);
+
+    return code == CAIRN_OK ? open_manifest(disks, ref, &manifest, ret_disk, err) : code;
 }
 
 /* -- Requests --------------------------------------------------------------------------------- */
@@ -303,6 +320,11 @@ static const char *split_path(const char *path, char *ref, size_t room)
     return path[len] ? path + len + 1 : path + len;
 }
 
+static bool is_data_range(const struct call *call, const struct http_request *req)
+{
+    return call->reply == disks_reply_data && http_header(req, "Range");
+}
+
 static void reply_call(struct disks *disks, const struct call *call, const char *ref_text,
                        const struct http_request *req, struct http_reply *reply)
 {
@@ -310,13 +332,16 @@ static void reply_call(struct disks *disks, const struct call *call, const char 
     struct ref ref;
     struct disk_request rq = {.ref = &ref, .http = req, .reply = reply};
     struct cairn_error err;
+    int code;
 
     http_reply_route(reply, call->pattern);
     if (ref_parse(ref_text, &ref, &err) != CAIRN_OK) {
         http_reply_error(reply, 400, "NAME_INVALID", "%s", err.message);
         return;
     }
-    if (disk_open(disks, &ref, &disk, &err) != CAIRN_OK) {
+    code = is_data_range(call, req) ? disk_open_recent(disks, &ref, &disk, &err)
+                                    : disk_open(disks, &ref, &disk, &err);
+    if (code != CAIRN_OK) {
         disks_reply_ref_error(reply, ref_text, &err);
         return;
     }
@@ -348,6 +373,13 @@ static void reply_lease(struct disks *disks, const char *name, const char *ref_t
         http_reply_error(reply, 400, "NAME_INVALID", "%s", err.message);
     else
         leases_handle_disk(disks->store, &ref, id ? id + 1 : NULL, req, reply);
+}
+
+bool disks_is_quick(const struct http_request *req)
+{
+    const char *last = strrchr(http_path(req), '/');
+
+    return strcmp(last, "/data") == 0 && http_header(req, "Range");
 }
 
 void disks_handle(struct disks *disks, const struct http_request *req, struct http_reply *reply)
@@ -394,6 +426,8 @@ int disks_new(struct store *store, const struct disks_options *options, struct d
     if (code == CAIRN_OK)
         code = blobs_new(store, blobs_max_open(), &disks->blobs, err);
     if (code == CAIRN_OK)
+        code = disks_names_new(&disks->names, err);
+    if (code == CAIRN_OK)
         code = cache_new(&disk_type, opened_bytes, &disks->opened, err);
     if (code == CAIRN_OK)
         *ret_disks = steal_ptr(disks);
@@ -405,6 +439,7 @@ void disks_free(struct disks *disks)
     if (!disks)
         return;
     cache_free(disks->opened);
+    cache_free(disks->names);
     blobs_free(disks->blobs);
     cluster_cache_free(disks->clusters);
     metacache_free(disks->meta);

@@ -39,6 +39,12 @@ CLEANUP_DEFINE(struct disks *, disks_free)
  */
 int disks_publish(struct disks *disks, const struct manifest *m, struct cairn_error *err);
 
+/* A tag or a manifest has been changed or deleted: called before that is replied. */
+void disks_names_changed(struct disks *disks);
+
+/* Is it a range of a disk's data, the call that is made again and again?  (http_route.quick) */
+bool disks_is_quick(const struct http_request *req);
+
 /* Handle a request whose path starts with /v1/disks/. */
 void disks_handle(struct disks *disks, const struct http_request *req, struct http_reply *reply);
 

@@ -12,6 +12,7 @@
 #include <inttypes.h>
 
 #include "checked.h"
+#include "nowait.h"
 #include "quote.h"
 #include "registry.h"
 
@@ -65,9 +66,10 @@ static bool reply_small(const struct disk_request *rq, unsigned status, uint64_t
     struct chain_reader reader = disk_reader(rq->disk);
     CLEANUP_FREE uint8_t *buf = malloc(len);
     struct cairn_error err;
-    int code = buf ? chain_read(&reader, buf, len, guest_off, &err)
-                   : error_no_memory(&err, "a range of a disk");
+    int code = buf ? nowait_check(&err) : error_no_memory(&err, "a range of a disk");
 
+    if (code == CAIRN_OK)
+        code = chain_read(&reader, buf, len, guest_off, &err);
     if (code == CAIRN_OK)
         http_reply_buffer(rq->reply, status, DATA_TYPE, steal_ptr(buf), len);
     else
@@ -97,6 +99,9 @@ static int one_piece(const struct disk_request *rq, uint64_t guest_off, uint64_t
         return code;
     code = disk_blob(disk, first.layer, &blob, err);
     if (code != CAIRN_OK || blob->fd < 0 || !range_in(first.host_off, len, blob->src->size))
+        return code;
+    code = nowait_check_file(blob->fd, first.host_off, len, err);
+    if (code != CAIRN_OK)
         return code;
     *ret_fd = fcntl(blob->fd, F_DUPFD_CLOEXEC, 0);
     if (*ret_fd < 0)

@@ -17,7 +17,9 @@ struct disks {
     struct metacache *meta;
     struct cluster_cache *clusters;
     struct blobs *blobs;
-    struct cache *opened; /* struct disk by manifest digest */
+    struct cache *opened;   /* struct disk by manifest digest */
+    struct cache *names;    /* what refs named a moment ago (disks_names.c) */
+    atomic_uint generation; /* of what refs name: changed here */
 };
 
 /* -- An opened disk: immutable, shared by all requests for one manifest ----------------------- */
@@ -37,6 +39,13 @@ struct disk {
 /* The disk that a ref names now; a reference is handed over. */
 int disk_open(struct disks *disks, const struct ref *ref, struct disk **ret_disk,
               struct cairn_error *err);
+/* The same, or the disk that it named within the last second. */
+int disk_open_recent(struct disks *disks, const struct ref *ref, struct disk **ret_disk,
+                     struct cairn_error *err);
+/* The manifest that a ref names, or named within the last second. */
+int disks_resolve_recent(struct disks *disks, const struct ref *ref, struct digest *ret_manifest,
+                         struct cairn_error *err);
+int disks_names_new(struct cache **ret_names, struct cairn_error *err);
 struct disk *disk_ref(struct disk *disk);
 void disk_unref(struct disk *disk);
 CLEANUP_DEFINE(struct disk *, disk_unref)

@@ -2,6 +2,10 @@
 /*
  * A request's way: libmicrohttpd's threads on one side, the workers on the other.
  *
+ * What can be answered from memory and the page cache (most reads of ranges) is, at once, on the
+ * thread that has the connection (nowait.h): the way to a worker and back, three wake-ups and four
+ * system calls, would cost more than the answer.  Everything else goes to a worker.
+ *
  * A request goes through the phases of http_request.h.  Whenever a worker has it (BEGINNING,
  * HANDLING) its connection is suspended, so nothing else happens to it and it cannot go away.  The
  * exception is a body that is streamed (BODY, http_body.c).
@@ -17,6 +21,7 @@
 
 #include "cleanup.h"
 #include "http_strict.h"
+#include "nowait.h"
 
 #define REPLY_SMALL (4u << 10) /* not counted: refusals must get through */
 
@@ -63,6 +68,7 @@ static enum MHD_Result send_reply(struct http_request *req)
     if (!req->response)
         return MHD_NO;
     http_conn_set_phase(req->conn, HTTP_CONN_ANSWERING);
+    http_request_cork(req);
     queued = MHD_queue_response(req->connection, req->reply.status, req->response);
     MHD_destroy_response(steal_ptr(req->response));
     req->phase = PHASE_SENT;
@@ -155,6 +161,26 @@ static void run_begin(struct work *work, bool cancelled)
         prepare_reply(req);
     req->phase = req->reply.kind == HTTP_REPLY_NONE ? PHASE_BEGUN : PHASE_REFUSED;
     MHD_resume_connection(req->connection);
+}
+
+/*
+ * Handle the request here and now, if nothing has to be waited for; false if it has, and the
+ * request is as it was.
+ */
+static bool handle_quickly(struct http_request *req)
+{
+    if (req->method != HTTP_GET || !req->route->quick || !req->route->quick(req))
+        return false;
+    nowait_begin();
+    if (admitted(req))
+        req->route->handle(req->route->ctx, req, &req->reply);
+    if (nowait_end()) {
+        prepare_reply(req);
+        return true;
+    }
+    http_reply_release(&req->reply);
+    http_reply_init(&req->reply, req->id);
+    return false;
 }
 
 /* Suspend the connection and let a worker go on; it resumes when phase has been left. */
@@ -289,6 +315,8 @@ static enum MHD_Result on_body_end(struct http_request *req)
         return MHD_YES;
     if (req->failed)
         return fail(req, &req->failure);
+    if (handle_quickly(req))
+        return send_reply(req);
     return hand_over(req, PHASE_HANDLING, run_handle, req->has_begun ? WORK_CONTINUES : WORK_NEW);
 }
 

@@ -156,11 +156,14 @@ struct http_route {
     void (*begin)(void *ctx, struct http_request *req, struct http_reply *reply);
     void (*handle)(void *ctx, const struct http_request *req, struct http_reply *reply);
     void *ctx;
+    /* May be NULL.  Is handle worth a try on the thread that has the connection (nowait.h)?  Asked
+     * for GET only; what needs to wait is then handled by a worker all the same. */
+    bool (*quick)(const struct http_request *req);
 };
 
 /*
- * Who may do what.  admit is called on a worker, once for each request that has a route and one of
- * its methods, before begin and handle and before any of the body is read: true lets it go on;
+ * Who may do what.  admit is called on any thread and must not wait, once for each request (twice
+ * where a quick one turns out to wait) that has a route and one of its methods, before begin and handle and before any of the body is read: true lets it go on;
  * false refuses it, with the reply that admit has filled in (403 if it did not).
  */
 struct http_admission {

@@ -17,6 +17,7 @@
 #include "cleanup.h"
 #include "json_memory.h"
 #include "log.h"
+#include "nowait.h"
 
 #define RETRY_AFTER_S 1
 
@@ -159,6 +160,7 @@ void http_reply_fd(struct http_reply *reply, unsigned status, const char *conten
 void http_reply_stream(struct http_reply *reply, unsigned status, const char *content_type,
                        const struct http_stream *stream, uint64_t len)
 {
+    nowait_check(NULL); /* its beginning is read before the reply is sent */
     begin_reply(reply, HTTP_REPLY_STREAM, status, content_type);
     reply->stream = *stream;
     reply->len = len;
@@ -167,6 +169,7 @@ void http_reply_stream(struct http_reply *reply, unsigned status, const char *co
 void http_reply_chunked(struct http_reply *reply, unsigned status, const char *content_type,
                         const struct http_chunks *chunks)
 {
+    nowait_check(NULL);
     begin_reply(reply, HTTP_REPLY_CHUNKED, status, content_type);
     reply->chunks = *chunks;
 }

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,8 @@ void http_set_user(struct http_request *req, const char *name)
 void http_set_caller(struct http_request *req, const void *caller,
                      void (*release)(const void *caller))
 {
+    if (req->release_caller) /* of a quick try that a worker repeats */
+        req->release_caller(req->caller);
     req->caller = caller;
     req->release_caller = release;
 }
@@ -214,6 +217,23 @@ static struct http_exchange exchange_of(const struct http_request *req, bool com
     };
 }
 
+static void set_cork(const struct http_request *req, int on)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(req->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+
+    if (info)
+        setsockopt(info->connect_fd, IPPROTO_TCP, TCP_CORK, &on, sizeof(on));
+}
+
+void http_request_cork(struct http_request *req)
+{
+    req->corked = req->reply.kind == HTTP_REPLY_FD && req->reply.len >= HTTP_SENDFILE_MIN &&
+                  req->method != HTTP_HEAD;
+    if (req->corked)
+        set_cork(req, 1);
+}
+
 static void log_peer(struct log_line *line, const struct http_request *req)
 {
     const union MHD_ConnectionInfo *info =
@@ -264,6 +284,8 @@ void http_request_completed(void *cls, struct MHD_Connection *connection, void *
     if (!req)
         return;
     http_conn_set_phase(req->conn, HTTP_CONN_IDLE);
+    if (req->corked)
+        set_cork(req, 0);
     x = exchange_of(req, how == MHD_REQUEST_TERMINATED_COMPLETED_OK);
     http_figures_add(req->server->figures, &x);
     log_request(req, &x);

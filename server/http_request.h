@@ -56,6 +56,7 @@ struct http_request {
     struct MHD_Response *response;
     uint64_t reply_len;
     size_t reply_memory; /* counted for its body */
+    bool corked;         /* the connection is, until the request is over */
 
     /* a collected body */
     size_t collect_max, body_size; /* body_size: allocated */
@@ -104,6 +105,9 @@ void *http_request_start(void *server, const char *target, struct MHD_Connection
 void http_request_completed(void *cls, struct MHD_Connection *connection, void **con_cls,
                             enum MHD_RequestTerminationCode how);
 void http_request_release_sink(struct http_request *req);
+/* The reply goes out now.  libmicrohttpd sends the headers of a body that the kernel sends
+ * (sendfile) as a packet of their own, unless they are held back until the body follows. */
+void http_request_cork(struct http_request *req);
 void http_request_unref(struct http_request *req);
 
 /* -- Its way (http.c) --------------------------------------------------------------------- */

@@ -113,10 +113,11 @@ void log_begin(struct log_line *line, enum log_level level, const char *event)
 
 void log_text(struct log_line *line, const char *key, const char *value)
 {
-    bool quotes = needs_quotes(value);
+    bool quotes;
 
     if (line->dropped)
         return;
+    quotes = needs_quotes(value);
     put_char(line, ' ');
     put_text(line, key);
     put_char(line, '=');

@@ -272,6 +272,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
          .methods = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_DELETE,
          .body_max = LEASE_BODY_MAX,
          .handle = handle_disks,
+         .quick = disks_is_quick,
          .ctx = disks},
         {.path = "/v1/leases",
          .methods = HTTP_GET | HTTP_HEAD,
@@ -304,6 +305,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
          .methods = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_PATCH | HTTP_DELETE,
          .begin = registry_begin,
          .handle = registry_handle,
+         .quick = registry_is_quick,
          .ctx = registry},
     };
     const size_t nr_routes = sizeof(routes) / sizeof(routes[0]);

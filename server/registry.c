@@ -315,6 +315,11 @@ void registry_handle(void *ctx, const struct http_request *req, struct http_repl
         resources[call.target.resource].handle(&call);
 }
 
+bool registry_is_quick(const struct http_request *req)
+{
+    return strstr(http_path(req), "/blobs/sha256:") != NULL;
+}
+
 int registry_new(struct store *store, struct disks *disks, const struct registry_options *options,
                  struct registry **ret_registry, struct cairn_error *err)
 {

@@ -30,9 +30,11 @@ struct quota *registry_quota(struct registry *registry);
 /* GET /v1/repositories/<name>, as a route's handle: what the repository holds, and may hold. */
 void registry_usage(void *registry, const struct http_request *req, struct http_reply *reply);
 
-/* The two functions of a route for `/v2/` (http.h); registry is a struct registry. */
+/* The functions of a route for `/v2/` (http.h); registry is a struct registry. */
 void registry_begin(void *registry, struct http_request *req, struct http_reply *reply);
 void registry_handle(void *registry, const struct http_request *req, struct http_reply *reply);
+/* Is it a read of a blob?  (http_route.quick) */
+bool registry_is_quick(const struct http_request *req);
 
 /* -- What the disk API needs of it: store look-ups by name -------------------------------- */
 

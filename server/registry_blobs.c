@@ -24,6 +24,7 @@
 #include "condemned.h"
 #include "histogram.h"
 #include "quarantine.h"
+#include "nowait.h"
 #include "step.h"
 
 #define SHOWN_FOR_US (10 * UINT64_C(1000000))
@@ -341,9 +342,16 @@ static void reply_range(const struct registry_call *call, unsigned status, const
                         struct blob *blob, uint64_t off, uint64_t len)
 {
     static const char type[] = "application/octet-stream";
-    int fd = blob->fd >= 0 ? fcntl(blob->fd, F_DUPFD_CLOEXEC, 0) : -1;
     char key[REGISTRY_KEY_MAX];
+    struct cairn_error err;
+    int fd = -1;
 
+    if (len > 0 && blob->fd >= 0 && nowait_check_file(blob->fd, off, len, &err)) {
+        http_reply_failure(call->reply, &err);
+        return;
+    }
+    if (blob->fd >= 0)
+        fd = fcntl(blob->fd, F_DUPFD_CLOEXEC, 0);
     if (fd < 0) {
         stream_range(call, status, type, blob, off, len);
         return;

@@ -721,4 +721,6 @@ void registry_manifest(const struct registry_call *call)
         delete_by_name(call);
     else
         get_manifest(call);
+    if (call->registry->disks && (http_method(call->req) & (HTTP_PUT | HTTP_DELETE)))
+        disks_names_changed(call->registry->disks);
 }

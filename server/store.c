@@ -6,6 +6,7 @@
  * backends alike.
  */
 #include "clock.h"
+#include "nowait.h"
 #include "store_backend.h"
 
 #include <errno.h>
@@ -60,10 +61,11 @@ static bool valid_key(const char *key, size_t len)
     }
 }
 
+/* Whatever goes to a backend may wait. */
 static int check_key(const char *key, struct cairn_error *err)
 {
     if (valid_key(key, strlen(key)))
-        return CAIRN_OK;
+        return nowait_check(err);
     return error_set(err, CAIRN_E_USAGE, "'%.64s' is not a key of the store", key);
 }
 
@@ -72,7 +74,7 @@ static int check_prefix(const char *prefix, struct cairn_error *err)
     size_t len = strlen(prefix);
 
     if (len == 0 || (prefix[len - 1] == '/' && valid_key(prefix, len - 1)))
-        return CAIRN_OK;
+        return nowait_check(err);
     return error_set(err, CAIRN_E_USAGE, "'%.64s' is not a prefix of the store's keys", prefix);
 }
 
@@ -87,7 +89,7 @@ static int check_value(const char *key, const char *value, struct cairn_error *e
 static int check_id(const char *id, struct cairn_error *err)
 {
     if (strlen(id) == STORE_ID_LEN && strspn(id, "0123456789abcdef") == STORE_ID_LEN)
-        return CAIRN_OK;
+        return nowait_check(err);
     return error_set(err, CAIRN_E_NOT_FOUND, "no upload '%.*s'", STORE_UPLOAD_ID_MAX, id);
 }
 

@@ -12,6 +12,7 @@
 
 #include "clock.h"
 #include "metrics.h"
+#include "nowait.h"
 
 static const char *const call_names[NR_STORE_CALLS] = {
     [STORE_CALL_PUT] = "put",   [STORE_CALL_HEAD] = "head", [STORE_CALL_GET] = "get",
@@ -71,8 +72,11 @@ static int counted_pread(struct source *src, void *buf, size_t len, uint64_t off
 {
     const struct counted_source *counted = (const struct counted_source *)src;
     uint64_t since_us = clock_now_us();
-    int code = source_pread(counted->inner, buf, len, off, err);
+    int code = nowait_check(err);
 
+    if (code != CAIRN_OK)
+        return code;
+    code = source_pread(counted->inner, buf, len, off, err);
     if (code == CAIRN_OK)
         store_count_read(counted->counts, counted->objects, len);
     return store_count_call(counted->counts, STORE_CALL_READ, since_us, code);

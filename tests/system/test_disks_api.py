@@ -184,6 +184,17 @@ class DisksApi(Case):
                  for _ in range(400)]
         Parallel(8).each(read, cases)
 
+    def test_next_range_is_of_what_the_tag_names_now(self):
+        path = "/v1/disks/vm/disk:moving/data"
+        for value in range(1, 40):
+            content = bytes([value]) * MIB
+            self.publish("vm/disk:moving", [(content, RAW)])
+            for _ in range(2):  # looked up, and remembered
+                answer = self.http.get(path, Range="bytes=4096-8191")
+                self.assertEqual(answer.body, content[:4096])
+        self.http.request("DELETE", "/v2/vm/disk/manifests/moving")
+        self.assertEqual(self.http.get(path, Range="bytes=4096-8191").status, 404)
+
     # -- Extents --------------------------------------------------------------------------------------
 
     def test_extents_name_the_layer(self):

@@ -20,6 +20,7 @@
 
 #include "http.h"
 #include "log.h"
+#include "nowait.h"
 
 struct gate {
     pthread_mutex_t lock;
@@ -160,6 +161,25 @@ static inline void handle_slow(void *ctx, const struct http_request *req, struct
     http_reply_status(reply, 200);
 }
 
+/* /quick/memory needs to wait for nothing, /quick/store does, and takes the refusal for a failure.
+ */
+static inline void handle_quick(void *ctx, const struct http_request *req, struct http_reply *reply)
+{
+    struct cairn_error err;
+
+    (void)ctx;
+    http_reply_header(reply, "X-Extra", "%d", 42);
+    if (strcmp(http_path(req), "/quick/store") == 0 && nowait_check(&err))
+        http_reply_failure(reply, &err);
+    else
+        http_reply_status(reply, 200);
+}
+
+static inline bool is_quick(const struct http_request *req)
+{
+    return strcmp(http_path(req), "/quick/never") != 0;
+}
+
 static inline int take_piece(void *ctx, const void *buf, size_t len, struct cairn_error *err)
 {
     struct fixture *f = ctx;
@@ -225,13 +245,14 @@ static inline bool admit_named(void *ctx, struct http_request *req, struct http_
 /* -- Server and client -------------------------------------------------------------------- */
 
 static struct http_route routes[] = {
-    {"/echo", HTTP_POST | HTTP_PUT, 3000000, NULL, handle_echo, NULL},
-    {"/text/", HTTP_GET | HTTP_HEAD, 0, NULL, handle_text, NULL},
-    {"/stream", HTTP_GET | HTTP_HEAD, 0, NULL, handle_stream, NULL},
-    {"/chunks", HTTP_GET | HTTP_HEAD, 0, NULL, handle_chunks, NULL},
-    {"/file", HTTP_GET | HTTP_HEAD, 0, NULL, handle_file, NULL},
-    {"/slow", HTTP_GET, 0, NULL, handle_slow, NULL},
-    {"/sum/", HTTP_PUT | HTTP_POST | HTTP_PATCH, 0, begin_sum, handle_sum, NULL},
+    {"/echo", HTTP_POST | HTTP_PUT, 3000000, NULL, handle_echo, NULL, NULL},
+    {"/text/", HTTP_GET | HTTP_HEAD, 0, NULL, handle_text, NULL, NULL},
+    {"/stream", HTTP_GET | HTTP_HEAD, 0, NULL, handle_stream, NULL, NULL},
+    {"/chunks", HTTP_GET | HTTP_HEAD, 0, NULL, handle_chunks, NULL, NULL},
+    {"/file", HTTP_GET | HTTP_HEAD, 0, NULL, handle_file, NULL, NULL},
+    {"/slow", HTTP_GET, 0, NULL, handle_slow, NULL, NULL},
+    {"/quick/", HTTP_GET, 0, NULL, handle_quick, NULL, is_quick},
+    {"/sum/", HTTP_PUT | HTTP_POST | HTTP_PATCH, 0, begin_sum, handle_sum, NULL, NULL},
 };
 
 /* Long enough for a client that gets no turn on a busy machine. */

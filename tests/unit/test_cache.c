@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "cache.h"
+#include "nowait.h"
 
 /* Values are numbers with a cost; `alive` counts those not yet released. */
 struct number {
@@ -161,6 +162,29 @@ static void test_a_value_may_fill_the_cache_but_not_more(void **state)
     get_number(cache, 2, 101);
     assert_true(get_number(cache, 2, 101));
     assert_false(get_number(cache, 1, 100));
+    cache_free(cache);
+}
+
+static void test_who_must_not_wait_gets_what_is_there(void **state)
+{
+    struct cache *cache = new_cache(10);
+    struct fetch f = {.is = 8, .cost = 1};
+    struct cache_key key = key_of(8);
+    struct cache_stats stats;
+    struct cairn_error err;
+    void *value;
+
+    (void)state;
+    assert_true(get_number(cache, 7, 1));
+    nowait_begin();
+    assert_false(get_number(cache, 7, 1));
+    assert_true(nowait_end());
+    nowait_begin();
+    assert_int_equal(cache_get(cache, &key, fetch_number, &f, &value, &err), CAIRN_E_UNAVAILABLE);
+    assert_false(nowait_end());
+    assert_int_equal(atomic_load(&f.nr_fetches), 0);
+    cache_get_stats(cache, &stats);
+    assert_int_equal(stats.misses, 1); /* the first fetch: a refusal is no miss */
     cache_free(cache);
 }
 
@@ -364,6 +388,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_keeps_what_it_fetched),
+        cmocka_unit_test(test_who_must_not_wait_gets_what_is_there),
         cmocka_unit_test(test_stays_within_its_bound),
         cmocka_unit_test(test_what_is_used_stays),
         cmocka_unit_test(test_a_value_may_fill_the_cache_but_not_more),

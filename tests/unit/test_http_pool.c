@@ -40,6 +40,46 @@ static void test_full_queue_is_503(void **state)
     }
 }
 
+static size_t count(const char *text, const char *part)
+{
+    size_t nr = 0;
+
+    for (const char *at = text; (at = strstr(at, part)); at++)
+        nr++;
+    return nr;
+}
+
+static void test_quick_requests_need_no_worker(void **state)
+{
+    static const char *const waiting[] = {"/quick/store", "/quick/never"};
+    struct fixture *f = *state;
+    int blocked = dial(f), fds[2];
+    struct answer a;
+
+    send_text(blocked, "GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    wait_inside(f, 1); /* the only worker */
+    for (unsigned i = 0; i < 2; i++) {
+        char text[128];
+
+        fds[i] = dial(f);
+        snprintf(text, sizeof(text), "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+                 waiting[i]);
+        send_text(fds[i], text);
+    }
+    a = request(f, "GET", "/quick/memory", NULL);
+    assert_int_equal(a.status, 200);
+    free(a.text);
+    open_gate(f);
+    for (unsigned i = 0; i < 2; i++) {
+        a = read_answer(fds[i]);
+        assert_int_equal(a.status, 200);
+        assert_int_equal(count(a.text, "X-Extra: 42"), 1); /* nothing is left of the first try */
+        free(a.text);
+    }
+    a = read_answer(blocked);
+    free(a.text);
+}
+
 static void *open_gate_late(void *arg)
 {
     sleep(3); /* longer than the connection's timeout of 2 s, which is the point */
@@ -159,6 +199,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_full_queue_is_503, setup_one_worker, teardown),
+        cmocka_unit_test_setup_teardown(test_quick_requests_need_no_worker, setup_one_worker,
+                                        teardown),
         HTTP_TEST(test_handler_may_outlast_the_connection_timeout),
         HTTP_TEST(test_stop_finishes_what_is_in_flight),
         HTTP_TEST(test_stop_cuts_at_its_deadline),

@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "nowait.h"
 #include "scratch.h"
 #include "store.h"
 
@@ -554,6 +555,19 @@ static void test_put_races_with_removal_of_folder(void **state)
     }
 }
 
+static void test_who_must_not_wait_is_refused(void **state)
+{
+    const struct fixture *f = *state;
+    uint64_t size;
+
+    nowait_begin();
+    assert_int_equal(store_head(f->store, "repos/a/_tags/b", &size, &err), CAIRN_E_UNAVAILABLE);
+    assert_false(nowait_end());
+    nowait_begin();
+    assert_true(nowait_end());
+    assert_int_equal(store_head(f->store, "repos/a/_tags/b", &size, &err), CAIRN_E_NOT_FOUND);
+}
+
 #define STORE_TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 static void assert_held(struct store *store, bool expected)
@@ -650,6 +664,7 @@ static void test_notes_are_objects_too(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        STORE_TEST(test_who_must_not_wait_is_refused),
         STORE_TEST(test_put_then_get),
         STORE_TEST(test_put_if_absent_keeps_the_first),
         STORE_TEST(test_put_replace_replaces),
