@@ -23,8 +23,8 @@
 #include "collect.h"
 #include "condemned.h"
 #include "histogram.h"
-#include "quarantine.h"
 #include "nowait.h"
+#include "quarantine.h"
 #include "step.h"
 
 #define SHOWN_FOR_US (10 * UINT64_C(1000000))
