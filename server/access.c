@@ -5,7 +5,7 @@
  * decoded is wiped.
  *
  * Who has no token is the anonymous caller, a token without a name whose grants are what the
- * parameter says, so that there is one way to decide.
+ * parameter says, so that there is one way to decide; those who have one may do that, too.
  */
 #include "access.h"
 
@@ -57,6 +57,7 @@ static int load(struct access *access, struct cairn_error *err)
 
     if (r)
         return r;
+    tokens_add_everybody(tokens, &access->anonymous);
     if (exposed)
         log_event(LOG_LEVEL_WARN, "token-file", "%s: everybody may read it, expected mode 0640",
                   access->token_file);

@@ -363,6 +363,8 @@ int main(int argc, char **argv)
         params_help(stdout);
     else if (action == PARAMS_VERSION)
         printf("cairnd %s\n", CAIRN_VERSION);
+    else if (action == PARAMS_ROUTES)
+        access_print_routes(stdout);
     else
         r = run(&params);
     params_release(&params);

@@ -431,6 +431,8 @@ static enum params_action wanted_action(int argc, char **argv)
             return PARAMS_HELP;
         if (strcmp(argv[i], "--version") == 0)
             return PARAMS_VERSION;
+        if (strcmp(argv[i], "--routes") == 0)
+            return PARAMS_ROUTES;
     }
     return PARAMS_RUN;
 }
@@ -471,5 +473,6 @@ void params_help(FILE *out)
             fprintf(out, "; %" PRIu64 " to %" PRIu64, p->min, p->max);
         fputc('\n', out);
     }
-    fprintf(out, "  --help, --version\n");
+    fprintf(out, "  --routes\n        print what a token must be granted for each request\n"
+                 "  --help, --version\n");
 }

@@ -62,6 +62,7 @@ enum params_action {
     PARAMS_RUN,
     PARAMS_HELP,    /* --help: print params_help and exit */
     PARAMS_VERSION, /* --version */
+    PARAMS_ROUTES,  /* --routes: print what each request needs (access.h) and exit */
 };
 
 /*

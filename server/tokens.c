@@ -24,6 +24,7 @@
 
 struct tokens {
     atomic_uint refs;
+    const struct token *everybody; /* may be NULL */
     unsigned nr;
     struct token *list;
 };
@@ -44,6 +45,11 @@ void tokens_unref(struct tokens *tokens)
         free(tokens->list[i].grants);
     free(tokens->list);
     free(tokens);
+}
+
+void tokens_add_everybody(struct tokens *tokens, const struct token *everybody)
+{
+    tokens->everybody = everybody;
 }
 
 unsigned tokens_count(const struct tokens *tokens)
@@ -280,5 +286,6 @@ bool token_allows(const struct token *token, enum grant_action action, const cha
     for (unsigned i = 0; i < token->nr_grants; i++)
         if (grant_allows(&token->grants[i], action, repo))
             return true;
-    return false;
+    return token->list && token->list->everybody &&
+           token_allows(token->list->everybody, action, repo);
 }

@@ -43,6 +43,9 @@ struct tokens *tokens_ref(struct tokens *tokens);
 void tokens_unref(struct tokens *tokens); /* NULL is allowed */
 CLEANUP_DEFINE(struct tokens *, tokens_unref)
 
+/* Let all tokens of the list do what this one may; it is borrowed. */
+void tokens_add_everybody(struct tokens *tokens, const struct token *everybody);
+
 unsigned tokens_count(const struct tokens *tokens);
 /* By their place in the file. */
 const struct token *tokens_at(const struct tokens *tokens, unsigned i);

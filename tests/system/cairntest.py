@@ -226,13 +226,19 @@ class Answer:
 
 
 class Http:
-    """Plain requests, one connection each, to one server."""
+    """Requests, one connection each, to one server; context: an ssl.SSLContext, if it has TLS."""
 
-    def __init__(self, port, timeout=120):
-        self.port, self.timeout = port, timeout * SLOWER
+    def __init__(self, port, timeout=120, context=None):
+        self.port, self.timeout, self.context = port, timeout * SLOWER, context
+
+    def connect(self):
+        if self.context:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=self.timeout,
+                                               context=self.context)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
 
     def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
+        connection = self.connect()
         try:
             connection.request(method, path, body=body, headers=headers or {})
             response = connection.getresponse()
@@ -276,9 +282,11 @@ def with_query(path, **values):
 # -- Programs under test --------------------------------------------------------------------------
 
 class Cairnd(Process):
-    """A server on a free port of 127.0.0.1; delay: milliseconds to its store."""
+    """A server on a free port of 127.0.0.1; delay: milliseconds to its store; context: for its
+    clients, if its arguments give it TLS."""
 
-    def __init__(self, folder, store=None, arguments=(), wrapper=(), env=None, delay=None):
+    def __init__(self, folder, store=None, arguments=(), wrapper=(), env=None, delay=None,
+                 context=None):
         folder = pathlib.Path(folder)
         self.store = pathlib.Path(store or folder / "store")
         port_file = folder / "port"
@@ -291,8 +299,8 @@ class Cairnd(Process):
             wait_for(lambda: self.check_running() and port_file.exists()
                      and port_file.read_text().endswith("\n"), "cairnd's port file")
             self.port = int(port_file.read_text().strip().rpartition(":")[2])
-            self.url = f"http://127.0.0.1:{self.port}"
-            self.http = Http(self.port)
+            self.url = f"http{'s' if context else ''}://127.0.0.1:{self.port}"
+            self.http = Http(self.port, context=context)
             wait_for(lambda: self.check_running() and self.healthy(), "/healthz")
         except BaseException:
             self.kill()
