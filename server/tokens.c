@@ -5,6 +5,7 @@
  */
 #include "tokens.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -256,13 +257,15 @@ int tokens_load(const char *path, struct tokens **ret_tokens, bool *ret_exposed,
 /* -- Asking --------------------------------------------------------------------------------- */
 
 /* 0 if equal; reads all of both. */
-static unsigned difference(const struct digest *a, const struct digest *b)
+static uint64_t difference(const struct digest *a, const struct digest *b)
 {
-    unsigned diff = 0;
+    uint64_t words_a[4], words_b[4];
 
-    for (size_t i = 0; i < sizeof(a->sha256); i++)
-        diff |= (unsigned)(a->sha256[i] ^ b->sha256[i]);
-    return diff;
+    static_assert(sizeof(words_a) == sizeof(a->sha256), "a digest is four words");
+    memcpy(words_a, a->sha256, sizeof(words_a));
+    memcpy(words_b, b->sha256, sizeof(words_b));
+    return (words_a[0] ^ words_b[0]) | (words_a[1] ^ words_b[1]) | (words_a[2] ^ words_b[2]) |
+           (words_a[3] ^ words_b[3]);
 }
 
 /* All are compared whatever is found, and without a branch on what was: of two that were equal,
@@ -274,9 +277,10 @@ const struct token *tokens_find(const struct tokens *tokens, const char *secret,
 
     digest_of(secret, len, &hash);
     for (unsigned i = 0; i < tokens->nr; i++) {
-        unsigned is_equal = (difference(&hash, &tokens->list[i].hash) - 1) >> 31;
+        uint64_t diff = difference(&hash, &tokens->list[i].hash);
+        unsigned differs = (unsigned)((diff | (0 - diff)) >> 63);
 
-        found |= (i + 1) & (0u - is_equal);
+        found |= (i + 1) & (differs - 1);
     }
     return found ? &tokens->list[found - 1] : NULL;
 }
