@@ -163,8 +163,9 @@ struct http_route {
 
 /*
  * Who may do what.  admit is called on any thread and must not wait, once for each request (twice
- * where a quick one turns out to wait) that has a route and one of its methods, before begin and handle and before any of the body is read: true lets it go on;
- * false refuses it, with the reply that admit has filled in (403 if it did not).
+ * where a quick one turns out to wait) that has a route and one of its methods, before begin and
+ * handle and before any of the body is read: true lets it go on; false refuses it, with the reply
+ * that admit has filled in (403 if it did not).
  */
 struct http_admission {
     bool (*admit)(void *ctx, struct http_request *req, struct http_reply *reply); /* NULL: all */
@@ -202,6 +203,8 @@ struct http_options {
 struct http_server;
 struct metrics;
 
+/* New requests that wait for a worker of the server that req came to, and how many may. */
+void http_queue(const struct http_request *req, uint64_t *ret_queued, uint64_t *ret_max);
 /* The figures of the server that req came to. */
 void http_write_metrics(const struct http_request *req, struct metrics *m);
 

@@ -212,6 +212,15 @@ static struct gauges take_gauges(struct http_server *server)
     return g;
 }
 
+void http_queue(const struct http_request *req, uint64_t *ret_queued, uint64_t *ret_max)
+{
+    struct workers_load load;
+
+    workers_get_load(req->server->workers, &load);
+    *ret_queued = load.fresh;
+    *ret_max = load.max_fresh;
+}
+
 void http_write_metrics(const struct http_request *req, struct metrics *m)
 {
 #define GAUGE(field) offsetof(struct gauges, field)

@@ -29,6 +29,16 @@ void log_set_level(enum log_level level)
     atomic_store(&max_level, (int)level);
 }
 
+enum log_level log_get_level(void)
+{
+    return (enum log_level)atomic_load(&max_level);
+}
+
+const char *log_level_name(enum log_level level)
+{
+    return level_names[level];
+}
+
 bool log_parse_level(const char *name, enum log_level *ret_level)
 {
     for (unsigned i = 0; i < NR_LEVELS; i++) {
@@ -97,18 +107,35 @@ static void put_time(struct log_line *line)
     put_text(line, text);
 }
 
-void log_begin(struct log_line *line, enum log_level level, const char *event)
+static void begin(struct log_line *line, enum log_level level, const char *event)
 {
-    line->dropped = (int)level > atomic_load(&max_level);
+    line->dropped = false;
     line->len = 0;
-    if (line->dropped)
-        return;
     put_text(line, "ts=");
     put_time(line);
     put_text(line, " level=");
     put_text(line, level_names[level]);
     put_text(line, " event=");
     put_text(line, event);
+}
+
+void log_begin(struct log_line *line, enum log_level level, const char *event)
+{
+    line->dropped = (int)level > atomic_load(&max_level);
+    if (!line->dropped)
+        begin(line, level, event);
+}
+
+void log_change_level(enum log_level level, const char *by)
+{
+    const int old = atomic_exchange(&max_level, (int)level);
+    struct log_line line;
+
+    begin(&line, LOG_LEVEL_INFO, "log-level");
+    log_text(&line, "from", level_names[old]);
+    log_text(&line, "to", level_names[level]);
+    log_text(&line, "by", by);
+    log_end(&line);
 }
 
 void log_text(struct log_line *line, const char *key, const char *value)

@@ -29,6 +29,10 @@ enum log_level {
 
 /* Lines above the level are dropped; LOG_LEVEL_INFO at first. */
 void log_set_level(enum log_level level);
+enum log_level log_get_level(void);
+const char *log_level_name(enum log_level level);
+/* The same while it runs: logged whatever the level, with who has asked for it. */
+void log_change_level(enum log_level level, const char *by);
 /* "error", "warn", "info", "debug"; false for anything else. */
 bool log_parse_level(const char *name, enum log_level *ret_level);
 

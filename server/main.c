@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "claims.h"
+#include "clock.h"
 #include "disks.h"
 #include "gc.h"
 #include "http.h"
@@ -19,15 +20,28 @@
 #include "jobs.h"
 #include "leases.h"
 #include "log.h"
+#include "log_level.h"
 #include "metacache.h"
 #include "metrics.h"
 #include "params.h"
+#include "process_metrics.h"
+#include "ready.h"
 #include "redis.h"
 #include "registry.h"
 #include "scrub.h"
 #include "security.h"
 #include "service_notify.h"
 #include "store.h"
+
+#define FOREVER_US        (UINT64_C(1) << 60)
+#define READY_PERIOD_MS   2000
+#define READY_DEADLINE_MS 5000
+
+static bool always_quick(const struct http_request *req)
+{
+    (void)req;
+    return true;
+}
 
 static void handle_health(void *ctx, const struct http_request *req, struct http_reply *reply)
 {
@@ -77,13 +91,48 @@ static int write_port_file(const char *path, const char *address, struct cairn_e
     return CAIRN_OK;
 }
 
-static void wait_for_end(const sigset_t *signals, struct security *security)
+/* The next signal, or 0 at until_us (clock_now_us). */
+static int next_signal(const sigset_t *signals, uint64_t until_us)
 {
-    int sig = 0;
+    for (;;) {
+        uint64_t now_us = clock_now_us();
+        uint64_t left_us = until_us > now_us ? until_us - now_us : 0;
+        const struct timespec left = {.tv_sec = (time_t)(left_us / 1000000),
+                                      .tv_nsec = (long)(left_us % 1000000) * 1000};
+        int sig = sigtimedwait(signals, NULL, &left);
 
-    while (sigwait(signals, &sig) != 0 || sig == SIGHUP)
+        if (sig > 0 || left_us == 0)
+            return sig > 0 ? sig : 0;
+    }
+}
+
+/* Do what signals ask for, until one asks for the end or until_us. */
+static int wait_for_end(const sigset_t *signals, struct security *security, uint64_t until_us)
+{
+    for (;;) {
+        int sig = next_signal(signals, until_us);
+
         if (sig == SIGHUP)
             security_reload(security);
+        else if (sig == SIGUSR1 || sig == SIGUSR2)
+            log_level_step(sig == SIGUSR1 ? 1 : -1, sigabbrev_np(sig));
+        else
+            return sig;
+    }
+}
+
+/* Serve until the end is asked for, and then for a time as a server that is not ready. */
+static void serve_until_end(const struct params *p, const sigset_t *signals,
+                            struct security *security, struct ready *ready)
+{
+    int sig = wait_for_end(signals, security, FOREVER_US);
+
+    ready_stop(ready);
+    if (p->drain_time > 0) {
+        log_event(LOG_LEVEL_INFO, "draining", "%s, for %" PRIu64 " s", sigabbrev_np(sig),
+                  p->drain_time);
+        wait_for_end(signals, security, clock_now_us() + p->drain_time * 1000000);
+    }
     log_event(LOG_LEVEL_INFO, "stopping", "%s", sigabbrev_np(sig));
 }
 
@@ -102,7 +151,7 @@ static struct http_limits limits_of(const struct params *p)
     };
 }
 
-static int listen_and_wait(const struct params *p, struct security *security,
+static int listen_and_wait(const struct params *p, struct security *security, struct ready *ready,
                            struct http_conns *conns, const struct http_route *routes,
                            size_t nr_routes, const sigset_t *signals, struct cairn_error *err)
 {
@@ -132,7 +181,7 @@ static int listen_and_wait(const struct params *p, struct security *security,
                   CAIRN_VERSION);
         security_note_address(security, http_server_address(server));
         service_notify("READY=1");
-        wait_for_end(signals, security);
+        serve_until_end(p, signals, security, ready);
         service_notify("STOPPING=1");
     }
     http_server_stop(server, (unsigned)p->stop_timeout * 1000);
@@ -167,6 +216,19 @@ static void expire_uploads(struct store *store, uint64_t age_s)
     else if (expired.nr > 0)
         log_event(LOG_LEVEL_INFO, "uploads-expired", "%" PRIu64 " uploads, %" PRIu64 " bytes",
                   expired.nr, expired.bytes);
+}
+
+static int start_ready(struct store *store, struct redis *redis, struct ready **ret_ready,
+                       struct cairn_error *err)
+{
+    const struct ready_options options = {
+        .store = store,
+        .redis = redis,
+        .period_ms = READY_PERIOD_MS,
+        .deadline_ms = READY_DEADLINE_MS,
+    };
+
+    return ready_new(&options, ret_ready, err);
 }
 
 /* Records of jobs name this process as `host[pid]`. */
@@ -210,6 +272,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
     CLEANUP(store_close_p) struct store *store = NULL;
     CLEANUP(disks_free_p) struct disks *disks = NULL;
     CLEANUP(registry_free_p) struct registry *registry = NULL;
+    CLEANUP(ready_free_p) struct ready *ready = NULL;
     CLEANUP(gc_free_p) struct gc *gc = NULL;
     const struct scrub_options scrub_options = {.rate = p->scrub_rate,
                                                 .interval_s = p->scrub_interval};
@@ -244,12 +307,16 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
     if (r == CAIRN_OK)
         r = http_conns_new(&limits, &conns, err);
     if (r == CAIRN_OK)
+        r = start_ready(store, redis, &ready, err);
+    if (r == CAIRN_OK)
         r = start_jobs(store, kinds, nr_kinds, &jobs, err);
     if (r)
         return r;
 
     struct metrics_source sources[] = {
         {disks_write_metrics, disks},
+        {process_write_metrics, NULL},
+        {ready_write_metrics, ready},
         {store_write_metrics, store},
         {jobs_write_metrics, jobs},
         {quarantine_write_metrics, quarantine},
@@ -263,7 +330,19 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         {NULL, NULL},
     };
     const struct http_route routes[] = {
-        {.path = "/healthz", .methods = HTTP_GET | HTTP_HEAD, .handle = handle_health},
+        {.path = "/healthz",
+         .methods = HTTP_GET | HTTP_HEAD,
+         .handle = handle_health,
+         .quick = always_quick},
+        {.path = "/readyz",
+         .methods = HTTP_GET | HTTP_HEAD,
+         .handle = ready_handle,
+         .ctx = ready,
+         .quick = always_quick},
+        {.path = "/v1/log-level",
+         .methods = HTTP_GET | HTTP_HEAD | HTTP_PUT,
+         .body_max = LOG_LEVEL_BODY_MAX,
+         .handle = log_level_handle},
         {.path = "/metrics",
          .methods = HTTP_GET | HTTP_HEAD,
          .handle = metrics_handle,
@@ -312,7 +391,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
 
     r = security_open(p, routes, nr_routes, &security, err);
     if (r == CAIRN_OK)
-        r = listen_and_wait(p, &security, conns, routes, nr_routes, signals, err);
+        r = listen_and_wait(p, &security, ready, conns, routes, nr_routes, signals, err);
     security_close(&security);
     return r;
 }
@@ -325,7 +404,9 @@ static void block_signals(sigset_t *ret_signals)
     sigemptyset(ret_signals);
     sigaddset(ret_signals, SIGINT);
     sigaddset(ret_signals, SIGTERM);
-    sigaddset(ret_signals, SIGHUP); /* read the files of tokens and certificates again */
+    sigaddset(ret_signals, SIGUSR1); /* log more … */
+    sigaddset(ret_signals, SIGUSR2); /* … or less */
+    sigaddset(ret_signals, SIGHUP);  /* read the files of tokens and certificates again */
     pthread_sigmask(SIG_BLOCK, ret_signals, NULL);
 }
 

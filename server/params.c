@@ -99,6 +99,9 @@ static const struct param table[] = {
      "memory for manifests that are being received; more are refused with 503"},
     {"reply-memory", PARAM_BYTES, FIELD(reply_memory), "1G", 32 * MIB, 16 * TIB, "bytes",
      "memory for replies that clients have not fetched yet; more are refused with 503"},
+    {"drain-time", PARAM_NUMBER, FIELD(drain_time), "0", 0, 3600, "seconds",
+     "how long to go on serving after SIGTERM, with /readyz at 503, before the end; another ends "
+     "it"},
     {"stop-timeout", PARAM_NUMBER, FIELD(stop_timeout), "30", 0, 3600, "seconds",
      "how long requests may go on after SIGTERM"},
     {"redis", PARAM_TEXT, FIELD(redis), NULL, 0, 0, "host:port[,host:port…]",

@@ -36,6 +36,7 @@ struct params {
     uint64_t body_memory;
     uint64_t connection_timeout; /* seconds */
     uint64_t reply_memory;
+    uint64_t drain_time;     /* seconds */
     uint64_t stop_timeout;   /* seconds */
     char *redis;             /* NULL: none */
     char *redis_sentinel;    /* NULL: none */

@@ -426,6 +426,8 @@ void redis_get_stats(struct redis *redis, struct redis_stats *ret_stats)
     for (unsigned i = 0; i < redis->nr_nodes; i++) {
         struct redis_node *n = &redis->nodes[i];
 
+        s.nodes++;
+        s.nodes_down += redis_node_is_down(n);
         s.calls += atomic_load_explicit(&n->calls, memory_order_relaxed);
         s.failures += atomic_load_explicit(&n->nr_failures, memory_order_relaxed);
         s.refused += atomic_load_explicit(&n->refused, memory_order_relaxed);

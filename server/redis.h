@@ -61,6 +61,7 @@ struct redis_stats {
     uint64_t opened;   /* times that a breaker opened */
     uint64_t read_bytes, written_bytes; /* of values */
     uint64_t rejected;                  /* values that Redis would not take: it is full, say */
+    uint64_t nodes, nodes_down;         /* now: not found yet, or with an open breaker */
     uint64_t latency_us;                /* of all round trips that succeeded, added up */
 };
 void redis_get_stats(struct redis *redis, struct redis_stats *ret_stats);

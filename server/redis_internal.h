@@ -88,6 +88,8 @@ void redis_node_release(struct redis_node *node);
 
 /* Find out where the node is; takes as long as names and sentinels take.  For the keeper thread. */
 void redis_node_locate(struct redis_node *node);
+/* Is nobody to be asked there now: unknown, or its breaker is open? */
+bool redis_node_is_down(struct redis_node *node);
 /* Is it time to locate it again? */
 bool redis_node_is_lost(struct redis_node *node);
 

@@ -167,6 +167,12 @@ struct redis_conn *redis_node_take(struct redis_node *node, uint64_t *ret_began_
     return c;
 }
 
+bool redis_node_is_down(struct redis_node *node)
+{
+    SCOPED_LOCK(&node->lock);
+    return !node->known || node->retry_us != 0;
+}
+
 static void count_failure_locked(struct redis_node *node, uint64_t began_us)
 {
     /* A node that fails has not served its other connections better. */

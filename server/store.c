@@ -431,3 +431,8 @@ int store_expire_temporaries(struct store *store, struct store_expired *ret_expi
     return called(store, STORE_CALL_DELETE, since,
                   store->ops->expire_temporaries(store, ret_expired, err));
 }
+
+int store_probe(struct store *store, struct store_space *ret_space, struct cairn_error *err)
+{
+    return store->ops->probe(store, ret_space, err);
+}

@@ -151,6 +151,13 @@ int store_expire_uploads(struct store *store, uint64_t age_s, struct store_expir
 int store_expire_temporaries(struct store *store, struct store_expired *ret_expired,
                              struct cairn_error *err);
 
+/* Can objects be written and read?  Leaves nothing behind, and is not counted.  The room that there
+ * is; zeros where nobody knows. */
+struct store_space {
+    uint64_t size, free;
+};
+int store_probe(struct store *store, struct store_space *ret_space, struct cairn_error *err);
+
 /* -- Figures ---------------------------------------------------------------------------------- */
 
 struct metrics;

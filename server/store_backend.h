@@ -58,6 +58,7 @@ struct store_ops {
                           struct cairn_error *err);
     int (*expire_temporaries)(struct store *store, struct store_expired *ret_expired,
                               struct cairn_error *err);
+    int (*probe)(struct store *store, struct store_space *ret_space, struct cairn_error *err);
 };
 
 /* An implementation embeds struct store as its first member, and fills in ops and far. */

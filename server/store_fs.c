@@ -30,6 +30,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -670,6 +671,56 @@ static int lock_held(struct store *store, const char *name, bool *ret_held, stru
     return CAIRN_OK;
 }
 
+/* -- Probing ------------------------------------------------------------------------------ */
+
+/* A file that has no name, or no longer. */
+static int open_nameless(const struct store_fs *fs, int *ret_fd, struct cairn_error *err)
+{
+    char temp[TEMP_MAX] = "tmp/";
+    int fd = openat(fs->root, "tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    int r;
+
+    if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL)) {
+        r = store_random_hex(temp + strlen(temp), 32, err);
+        if (r)
+            return r;
+        fd = openat(fs->root, temp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (fd >= 0)
+            unlinkat(fs->root, temp, 0);
+    }
+    if (fd < 0)
+        return error_set_errno(err, errno, "cannot create a file in the store");
+    *ret_fd = fd;
+    return CAIRN_OK;
+}
+
+static int probe(struct store *store, struct store_space *ret_space, struct cairn_error *err)
+{
+    static const char text[] = "probe";
+    const struct store_fs *fs = store_fs_of(store);
+    CLEANUP_CLOSE int fd = -1;
+    char back[sizeof(text)];
+    struct statvfs vfs;
+    int r = open_nameless(fs, &fd, err);
+
+    if (!r)
+        r = store_fs_write(fd, text, sizeof(text), 0, "a file in the store", err);
+    if (!r)
+        r = store_fs_read(fd, back, sizeof(back), 0, "a file in the store", err);
+    if (r)
+        return r;
+    if (memcmp(text, back, sizeof(text)) != 0)
+        return error_set(err, CAIRN_E_CORRUPT,
+                         "a file in the store does not hold what was written");
+    if (fstatvfs(fd, &vfs) != 0)
+        return error_set_errno(err, errno, "cannot ask the store for its room");
+    *ret_space = (struct store_space){
+        .size = (uint64_t)vfs.f_blocks * vfs.f_frsize,
+        .free = (uint64_t)vfs.f_bavail * vfs.f_frsize,
+    };
+    return CAIRN_OK;
+}
+
 /* -- Opening ------------------------------------------------------------------------------ */
 
 /* Temporaries that a crash left; younger ones may be another process's. */
@@ -762,6 +813,7 @@ static const struct store_ops fs_ops = {
     .list_uploads = store_fs_list_uploads,
     .expire_uploads = store_fs_expire_uploads,
     .expire_temporaries = expire_temporaries,
+    .probe = probe,
 };
 
 int store_fs_open(const char *dir, struct store **ret_store, struct cairn_error *err)

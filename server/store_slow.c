@@ -260,6 +260,13 @@ static int expire_temporaries(struct store *store, struct store_expired *ret_exp
     return inner->ops->expire_temporaries(inner, ret_expired, err);
 }
 
+static int probe(struct store *store, struct store_space *ret_space, struct cairn_error *err)
+{
+    struct store *inner = reach(store);
+
+    return inner->ops->probe(inner, ret_space, err);
+}
+
 /* -- Opening ---------------------------------------------------------------------------------- */
 
 static void slow_close(struct store *store)
@@ -295,6 +302,7 @@ static const struct store_ops slow_ops = {
     .list_uploads = list_uploads,
     .expire_uploads = expire_uploads,
     .expire_temporaries = expire_temporaries,
+    .probe = probe,
 };
 
 /* `<ms>:<URL>` taken apart; false: it is something else. */

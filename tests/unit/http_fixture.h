@@ -245,14 +245,17 @@ static inline bool admit_named(void *ctx, struct http_request *req, struct http_
 /* -- Server and client -------------------------------------------------------------------- */
 
 static struct http_route routes[] = {
-    {"/echo", HTTP_POST | HTTP_PUT, 3000000, NULL, handle_echo, NULL, NULL},
-    {"/text/", HTTP_GET | HTTP_HEAD, 0, NULL, handle_text, NULL, NULL},
-    {"/stream", HTTP_GET | HTTP_HEAD, 0, NULL, handle_stream, NULL, NULL},
-    {"/chunks", HTTP_GET | HTTP_HEAD, 0, NULL, handle_chunks, NULL, NULL},
-    {"/file", HTTP_GET | HTTP_HEAD, 0, NULL, handle_file, NULL, NULL},
-    {"/slow", HTTP_GET, 0, NULL, handle_slow, NULL, NULL},
-    {"/quick/", HTTP_GET, 0, NULL, handle_quick, NULL, is_quick},
-    {"/sum/", HTTP_PUT | HTTP_POST | HTTP_PATCH, 0, begin_sum, handle_sum, NULL, NULL},
+    {.path = "/echo", .methods = HTTP_POST | HTTP_PUT, .body_max = 3000000, .handle = handle_echo},
+    {.path = "/text/", .methods = HTTP_GET | HTTP_HEAD, .handle = handle_text},
+    {.path = "/quick/", .methods = HTTP_GET, .handle = handle_quick, .quick = is_quick},
+    {.path = "/stream", .methods = HTTP_GET | HTTP_HEAD, .handle = handle_stream},
+    {.path = "/chunks", .methods = HTTP_GET | HTTP_HEAD, .handle = handle_chunks},
+    {.path = "/file", .methods = HTTP_GET | HTTP_HEAD, .handle = handle_file},
+    {.path = "/slow", .methods = HTTP_GET, .handle = handle_slow},
+    {.path = "/sum/",
+     .methods = HTTP_PUT | HTTP_POST | HTTP_PATCH,
+     .begin = begin_sum,
+     .handle = handle_sum},
 };
 
 /* Long enough for a client that gets no turn on a busy machine. */
