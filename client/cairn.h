@@ -158,6 +158,56 @@ CAIRN_API int cairn_tag(struct cairn_client *client, const char *ref, const char
 /* Delete a tag, or by digest a manifest with all its tags. */
 CAIRN_API int cairn_remove(struct cairn_client *client, const char *ref, struct cairn_error *err);
 
+enum cairn_remove_flags {
+    CAIRN_REMOVE_TAGS = 1,    /* also a manifest that has tags, with them */
+    CAIRN_REMOVE_DRY_RUN = 2, /* only tell */
+};
+/*
+ * The same, telling what goes: {"ref","manifest","tags":[…]}.  Without CAIRN_REMOVE_TAGS a manifest
+ * that has tags is CAIRN_E_CONFLICT, and the message names them.
+ */
+CAIRN_API int cairn_remove_with(struct cairn_client *client, const char *ref, unsigned flags,
+                                char **ret_json, struct cairn_error *err);
+
+/* -- Jobs of the service ---------------------------------------------------------------------- */
+
+/*
+ * Start a job of a kind ("scrub", "gc"), with options as a JSON object (NULL: none).  Of each kind
+ * one runs at a time: if one does, *ret_id names it and *ret_joined is true.
+ */
+CAIRN_API int cairn_job_start(struct cairn_client *client, const char *kind, const char *options,
+                              char **ret_id, bool *ret_joined, struct cairn_error *err);
+/* {"id","kind","state":"running|done|failed|cancelled|interrupted","progress","result","error"…} */
+CAIRN_API int cairn_job_get(struct cairn_client *client, const char *id, char **ret_json,
+                            struct cairn_error *err);
+/* {"jobs":[…]} of a kind (NULL: all), without their results. */
+CAIRN_API int cairn_job_list(struct cairn_client *client, const char *kind, char **ret_json,
+                             struct cairn_error *err);
+/* Follow it, with progress, until it has ended, or was interrupted for a minute and nobody took it
+ * up.  Cancelling that leaves the job alone. */
+CAIRN_API int cairn_job_wait(struct cairn_client *client, const char *id, char **ret_json,
+                             struct cairn_error *err);
+CAIRN_API int cairn_job_cancel(struct cairn_client *client, const char *id,
+                               struct cairn_error *err);
+
+/* -- Verifying -------------------------------------------------------------------------------- */
+
+/*
+ * Is a disk whole?  Its manifest against its digest; each layer's size, bytes against digest,
+ * tables and recorded parent; the chain ID that the service gives.  The bytes are fetched, which
+ * needs no more than the right to pull; if where_stored, the service reads them itself (a scrub of
+ * this disk, which needs the right to administrate), and only tables travel.
+ *
+ * {"ref","manifest","chainId","depth","bytes","state":"good|damaged","problems":[{"layer","text"}]}
+ * Returns CAIRN_OK if that could be found out, whatever it is.
+ */
+CAIRN_API int cairn_verify(struct cairn_client *client, const char *ref, bool where_stored,
+                           char **ret_json, struct cairn_error *err);
+/* The same for the disk of a folder, with its local layers; of one that is attached, the active
+ * layer is left out, as it changes ("skipped"). */
+CAIRN_API int cairn_verify_folder(struct cairn_client *client, const char *folder,
+                                  bool where_stored, char **ret_json, struct cairn_error *err);
+
 /* -- Sealing ---------------------------------------------------------------------------------- */
 
 /*

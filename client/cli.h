@@ -35,6 +35,8 @@ int cli_ls(int argc, char **argv);
 int cli_diff(int argc, char **argv);
 int cli_tag(int argc, char **argv);
 int cli_rm(int argc, char **argv);
+int cli_scrub(int argc, char **argv);
+int cli_verify(int argc, char **argv);
 int cli_token(int argc, char **argv);
 int cli_image_create(int argc, char **argv);
 int cli_image_info(int argc, char **argv);

@@ -94,10 +94,12 @@ int quarantine_check(struct store *store, const struct digest *blob, struct cair
 {
     CLEANUP(json_decref_p) json_t *record = NULL;
     char text[DIGEST_STR_MAX];
-    int r = get_record(store, blob, &record, NULL);
+    int r = get_record(store, blob, &record, err);
 
     if (r == CAIRN_E_NOT_FOUND || (!r && ended_at(record)))
         return CAIRN_OK;
+    if (r)
+        return r;
     return error_set(err, CAIRN_E_NOT_FOUND,
                      "blob %s is damaged and in quarantine; a push of the same layer heals it",
                      digest_format(blob, text));

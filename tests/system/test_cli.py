@@ -10,7 +10,7 @@ import qemu
 from cairntest import CAIRN, CAIRND, Case, MIB, main, random_bytes, run, seeded, wait_for
 
 COMMANDS = ("push", "pull", "attach", "snapshot", "info", "log", "map", "ls", "diff", "tag", "rm",
-            "image")
+            "verify", "scrub", "image")
 
 
 class CommandLine(Case):
