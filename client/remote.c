@@ -205,8 +205,8 @@ static int make_headers(struct exchange *x, const struct conn *conn, struct cair
 {
     const char *authorization = remote_auth_line(conn->auth);
     /* No waiting for "100 Continue": a refusal ends the upload all the same. */
-    const char *lines[REMOTE_HEADERS_MAX + 2] = {"Expect:", authorization};
-    unsigned nr = authorization ? 2 : 1;
+    const char *lines[REMOTE_HEADERS_MAX + 3] = {"Expect:", conn->id_line, authorization};
+    unsigned nr = authorization ? 3 : 2;
 
     for (unsigned i = 0; i < REMOTE_HEADERS_MAX && x->request->headers[i]; i++)
         lines[nr++] = x->request->headers[i];
@@ -362,17 +362,21 @@ static void copy_printable(char *out, size_t room, const char *text)
     out[n] = 0;
 }
 
-/* "CODE: message" of the first error of an OCI error body; false if there is none. */
+/* "message, CODE" of the first error of an OCI error body, and behind it the request's ID if the
+ * service tells it; false if there is no such body. */
 static bool quote_error_body(const struct remote_answer *answer, char *out, size_t room)
 {
     json_t *root = answer->body_len ? json_loadb(answer->body, answer->body_len, 0, NULL) : NULL;
     json_t *first = json_array_get(json_object_get(root, "errors"), 0);
     const char *code = json_string_value(json_object_get(first, "code"));
     const char *message = json_string_value(json_object_get(first, "message"));
+    const char *id =
+        json_string_value(json_object_get(json_object_get(first, "detail"), "requestId"));
     char text[CAIRN_ERROR_MESSAGE_MAX];
 
     if (message) {
-        snprintf(text, sizeof(text), "%s%s%s", message, code ? ", " : "", code ? code : "");
+        snprintf(text, sizeof(text), "%s%s%s%s%.80s", message, code ? ", " : "", code ? code : "",
+                 id ? ", request " : "", id ? id : "");
         copy_printable(out, room, text);
     }
     json_decref(root);

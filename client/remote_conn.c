@@ -22,12 +22,14 @@
 #include "remote_conn.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,6 +59,8 @@ struct remote {
     atomic_uint current; /* the server that answered last */
     atomic_bool reached; /* has any answered yet? */
     unsigned deadline_ms;
+    uint64_t operation; /* of request IDs */
+    atomic_uint nr_requests;
 
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t freed;
@@ -199,6 +203,8 @@ int remote_new(const struct remote_options *options, struct remote **ret_remote,
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&remote->freed, &attr);
     pthread_condattr_destroy(&attr);
+    if (getrandom(&remote->operation, sizeof(remote->operation), 0) < 0)
+        remote->operation = (uint64_t)getpid();
     pthread_once(&once, curl_init);
     if (curl_ready != CURLE_OK)
         return error_set(err, CAIRN_E_UNAVAILABLE, "libcurl cannot start: %s",
@@ -275,6 +281,7 @@ static struct conn *conn_new(struct remote *remote)
     if (!conn)
         return NULL;
     conn->remote = remote;
+    conn->id_header.data = conn->id_line;
     conn->curl = curl_easy_init();
     if (!conn->curl) {
         free(conn);
@@ -444,8 +451,9 @@ int conn_error(const struct conn *conn, CURLcode code, const char *method, struc
                            ? "; --cacert or CAIRN_CACERT names the authority to trust"
                            : "";
 
-    return error_set(err, CAIRN_E_UNAVAILABLE, "%s %.300s: %s%s", method, conn->url,
-                     conn->reason[0] ? conn->reason : curl_easy_strerror(code), hint);
+    return error_set(err, CAIRN_E_UNAVAILABLE, "%s %.300s: %s%s (request %s)", method, conn->url,
+                     conn->reason[0] ? conn->reason : curl_easy_strerror(code), hint,
+                     conn_request_id(conn));
 }
 
 /* The service did not take the token: has the file another one by now? */
@@ -493,6 +501,17 @@ struct outcome {
     bool unreachable; /* there was not even a connection */
     bool renewed;     /* it is worth trying with the token that there is now */
 };
+
+static void set_request_id(struct conn *conn, unsigned nr)
+{
+    snprintf(conn->id_line, sizeof(conn->id_line), REMOTE_ID_NAME "%016" PRIx64 "-%x",
+             conn->remote->operation, nr);
+}
+
+const char *conn_request_id(const struct conn *conn)
+{
+    return conn->id_line + strlen(REMOTE_ID_NAME);
+}
 
 static struct outcome try_server(struct conn *conn, const char *server, const char *path,
                                  const struct remote_call *call, uint64_t left_ms,
@@ -569,6 +588,7 @@ static int make_attempts(struct remote *remote, const struct remote_call *call, 
     uint64_t started = now_ms();
     uint64_t deadline = started + remote->deadline_ms;
     unsigned server = atomic_load_explicit(&remote->current, memory_order_relaxed);
+    unsigned nr = atomic_fetch_add_explicit(&remote->nr_requests, 1, memory_order_relaxed);
     bool renewed = false;
 
     for (unsigned attempts = 1;; attempts++) {
@@ -579,6 +599,7 @@ static int make_attempts(struct remote *remote, const struct remote_call *call, 
 
         if (ret != CAIRN_OK)
             return ret;
+        set_request_id(conn, nr);
         o = try_server(conn, remote->servers[server], path, call,
                        deadline > now ? deadline - now : 1, err);
         conn_put(remote, conn);

@@ -15,6 +15,10 @@
 /* Longest URL, with its terminating zero: a repository's name takes 255 bytes, a digest 71. */
 #define REMOTE_URL_MAX 4096
 
+/* Of the operation (a command, an opened disk) 16 hex digits, and which request of it. */
+#define REMOTE_ID_NAME     "X-Request-Id: "
+#define REMOTE_ID_LINE_MAX 48
+
 /* One curl handle with its kept-alive connections; used by one thread at a time. */
 struct conn {
     CURL *curl;
@@ -23,6 +27,10 @@ struct conn {
     const void *shape;        /* whose options are set on it: see conn_reshape */
     struct remote_auth *auth; /* what its requests prove themselves with; NULL: nothing */
     char url[REMOTE_URL_MAX]; /* the URL set on it */
+    /* "X-Request-Id: …" of the request under way, for CURLOPT_HTTPHEADER: the line changes in place
+     * from request to request. */
+    char id_line[REMOTE_ID_LINE_MAX];
+    struct curl_slist id_header;
     char reason[CURL_ERROR_SIZE];
     int polled; /* what poll said in this attempt, and why */
     struct cairn_error poll_err;
@@ -48,6 +56,9 @@ struct remote_call {
 };
 
 int remote_call(struct remote *remote, const struct remote_call *call, struct cairn_error *err);
+
+/* The ID of the request under way: the service's log has it, too. */
+const char *conn_request_id(const struct conn *conn);
 
 /* Bring the handle to its defaults, with connections kept.  shape remembers who set it up. */
 void conn_reshape(struct conn *conn, const void *shape);

@@ -143,7 +143,8 @@ static int prepare(void *arg, struct conn *conn, struct cairn_error *err)
         conn_reshape(conn, shape);
         curl_easy_setopt(conn->curl, CURLOPT_WRITEFUNCTION, on_body);
         curl_easy_setopt(conn->curl, CURLOPT_HEADERFUNCTION, on_header);
-        curl_easy_setopt(conn->curl, CURLOPT_HTTPHEADER, remote_auth_list(conn->auth));
+        conn->id_header.next = remote_auth_list(conn->auth);
+        curl_easy_setopt(conn->curl, CURLOPT_HTTPHEADER, &conn->id_header);
     }
     read->conn = conn;
     read->got = 0;
