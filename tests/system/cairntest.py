@@ -201,6 +201,18 @@ class Process:
         self.popen.send_signal(signal.SIGTERM)
         self.wait(code, timeout)
 
+    def pause(self):
+        """SIGSTOP; when this returns no thread of it runs any more."""
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_for(self.is_paused, "every thread to stop")
+
+    def is_paused(self):
+        stats = pathlib.Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    def go_on(self):
+        os.kill(self.pid, signal.SIGCONT)
+
     def kill(self):
         """SIGKILL; fine if it has ended already."""
         if self.running:

@@ -3,8 +3,6 @@
 into them."""
 
 import contextlib
-import os
-import signal
 import socket
 import threading
 
@@ -77,12 +75,6 @@ class Redis(Process):
 
     def keys(self, pattern="*"):
         return sorted(self.ask("KEYS", pattern))
-
-    def pause(self):
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def go_on(self):
-        os.kill(self.pid, signal.SIGCONT)
 
     def stop(self, code=0, timeout=60):
         """SIGTERM ends it at once: it has nothing to save."""
