@@ -324,6 +324,7 @@ static int serve(const struct params *p, const sigset_t *signals, struct cairn_e
         {security_write_metrics, &security},
         {gc_write_metrics, gc},
         {leases_write_metrics, store},
+        {registry_write_metrics, registry},
         {quota_write_metrics, registry_quota(registry)},
         {http_conns_write_metrics, conns},
         {redis ? redis_write_metrics : NULL, redis},

@@ -27,7 +27,7 @@
 
 struct tier {
     struct metacache_tier is;
-    atomic_uint_fast64_t hits, misses, bad;
+    atomic_uint_fast64_t hits, misses, bad, fills;
     struct histogram latency;
 };
 
@@ -120,12 +120,29 @@ static int tier_get(struct tier *tier, const struct look_up *look, void **ret_va
     return code;
 }
 
+static void put_l1(struct tier *tier, const struct index_l1 *l1)
+{
+    if (!tier->is.put_l1)
+        return;
+    atomic_fetch_add(&tier->fills, 1);
+    tier->is.put_l1(tier->is.ctx, l1);
+}
+
+static void put_slice(struct tier *tier, const struct meta_chain *chain, uint32_t ordinal,
+                      uint32_t slice_nr, const struct index_slice *slice)
+{
+    if (!tier->is.put_slice)
+        return;
+    atomic_fetch_add(&tier->fills, 1);
+    tier->is.put_slice(tier->is.ctx, chain, ordinal, slice_nr, slice);
+}
+
 static void tier_put(struct tier *tier, const struct look_up *look, const void *value)
 {
-    if (look->l1 && tier->is.put_slice)
-        tier->is.put_slice(tier->is.ctx, look->chain, look->ordinal, look->slice_nr, value);
-    else if (!look->l1 && tier->is.put_l1)
-        tier->is.put_l1(tier->is.ctx, value);
+    if (look->l1)
+        put_slice(tier, look->chain, look->ordinal, look->slice_nr, value);
+    else
+        put_l1(tier, value);
 }
 
 /* Ask lower tiers [from, end), in order; those above the one that answers are filled. */
@@ -287,12 +304,8 @@ void metacache_fill_l1(struct metacache *cache, const struct meta_chain *chain, 
     struct cache_key key = metacache_key(chain, l1->depth - 1, 0);
 
     cache_put(cache->l1s, &key, l1);
-    for (unsigned i = 0; i < cache->nr_tiers; i++) {
-        const struct metacache_tier *tier = &cache->tiers[i].is;
-
-        if (tier->put_l1)
-            tier->put_l1(tier->ctx, l1);
-    }
+    for (unsigned i = 0; i < cache->nr_tiers; i++)
+        put_l1(&cache->tiers[i], l1);
 }
 
 void metacache_fill_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
@@ -301,12 +314,8 @@ void metacache_fill_slice(struct metacache *cache, const struct meta_chain *chai
     struct cache_key key = metacache_key(chain, ordinal, slice_nr);
 
     cache_put(cache->slices, &key, slice);
-    for (unsigned i = 0; i < cache->nr_tiers; i++) {
-        const struct metacache_tier *tier = &cache->tiers[i].is;
-
-        if (tier->put_slice)
-            tier->put_slice(tier->ctx, chain, ordinal, slice_nr, slice);
-    }
+    for (unsigned i = 0; i < cache->nr_tiers; i++)
+        put_slice(&cache->tiers[i], chain, ordinal, slice_nr, slice);
 }
 
 bool metacache_has_slice(struct metacache *cache, const struct meta_chain *chain, uint32_t ordinal,
@@ -424,6 +433,7 @@ bool metacache_get_tier_stats(struct metacache *cache, unsigned nr,
         .hits = atomic_load(&tier->hits),
         .misses = atomic_load(&tier->misses),
         .bad = atomic_load(&tier->bad),
+        .fills = atomic_load(&tier->fills),
         .latency = &tier->latency,
     };
     if (tier->is.count) {

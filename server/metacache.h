@@ -75,6 +75,7 @@ void metacache_get_stats(struct metacache *cache, struct metacache_stats *ret_st
 struct metacache_tier_stats {
     const char *name;
     uint64_t hits, misses;
+    uint64_t fills;                  /* values it was given */
     uint64_t bad;                    /* found, but altered, cut or unreadable */
     uint64_t dropped;                /* not put: there was no room, or nobody to take it */
     const struct histogram *latency; /* of look-ups */

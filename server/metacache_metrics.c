@@ -45,6 +45,10 @@ static void write_tiers(struct metrics *m, const struct tiers *t)
                    "L1s and L2 slices that a tier did not have.");
     metrics_value(m, tier_label(NULL, labels), t->memory.misses);
     write_lower(m, t, offsetof(struct metacache_tier_stats, misses));
+    metrics_family(m, "cairn_meta_cache_fills_total", "counter",
+                   "Values that a tier was given from below.");
+    metrics_value(m, tier_label(NULL, labels), t->memory.fills);
+    write_lower(m, t, offsetof(struct metacache_tier_stats, fills));
     metrics_family(
         m, "cairn_meta_cache_bad_values_total", "counter",
         "Values of a tier that were altered, cut, misplaced or unreadable, and not used.");
@@ -60,8 +64,6 @@ static void write_tiers(struct metrics *m, const struct tiers *t)
 
 #define MEMORY(field) offsetof(struct metacache_stats, field)
 static const struct metrics_row memory_rows[] = {
-    {"cairn_meta_cache_fills_total", "counter", "Values that came from a tier below memory.",
-     MEMORY(fills)},
     {"cairn_meta_cache_waits_total", "counter", "Misses that waited for somebody else's look-up.",
      MEMORY(waits)},
     {"cairn_meta_cache_evictions_total", "counter", "Values that made room for others.",

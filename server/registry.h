@@ -30,6 +30,9 @@ struct quota *registry_quota(struct registry *registry);
 /* GET /v1/repositories/<name>, as a route's handle: what the repository holds, and may hold. */
 void registry_usage(void *registry, const struct http_request *req, struct http_reply *reply);
 
+struct metrics;
+void registry_write_metrics(void *registry, struct metrics *m); /* as a metrics_source */
+
 /* The functions of a route for `/v2/` (http.h); registry is a struct registry. */
 void registry_begin(void *registry, struct http_request *req, struct http_reply *reply);
 void registry_handle(void *registry, const struct http_request *req, struct http_reply *reply);

@@ -7,6 +7,7 @@
 #define SERVER_REGISTRY_INTERNAL_H
 
 #include "cache.h"
+#include "histogram.h"
 #include "registry.h"
 
 #define REGISTRY_REPO_MAX 256
@@ -30,11 +31,25 @@ struct registry_target {
 
 struct sessions;
 
+/* Counted since the server started (registry_metrics.c). */
+struct registry_figures {
+    atomic_uint_fast64_t begun, finished, aborted, received_bytes; /* uploads */
+    atomic_uint_fast64_t mounted, published, refused;
+    struct histogram publish;
+    atomic_bool listing; /* somebody looks at the open uploads */
+};
+
+static inline void registry_count(atomic_uint_fast64_t *figure, uint64_t n)
+{
+    atomic_fetch_add_explicit(figure, n, memory_order_relaxed);
+}
+
 struct registry {
     struct store *store;
     struct disks *disks;
     struct registry_options options;
     struct sessions *sessions;
+    struct registry_figures figures;
     struct quota *quota;
     struct cache *shown; /* blobs that are being read (registry_blobs.c) */
 };

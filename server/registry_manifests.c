@@ -450,6 +450,18 @@ static bool check_request(const struct registry_call *call, const struct digest 
     return false;
 }
 
+static int publish_counted(struct publication *p, struct cairn_error *err)
+{
+    struct registry_figures *figures = &p->call->registry->figures;
+    const uint64_t began_us = clock_now_us();
+    int r = publish(p, err);
+
+    registry_count(r ? &figures->refused : &figures->published, 1);
+    if (!r)
+        histogram_add(&figures->publish, clock_now_us() - began_us);
+    return r;
+}
+
 static void put_manifest(const struct registry_call *call)
 {
     __attribute__((cleanup(document_release))) struct document doc = {0};
@@ -467,7 +479,7 @@ static void put_manifest(const struct registry_call *call)
     p.tag = tag;
     r = parse_document(body, len, &doc, &err);
     if (!r)
-        r = publish(&p, &err);
+        r = publish_counted(&p, &err);
     if (r) {
         manifest_failure(call, &err);
         return;

@@ -183,8 +183,10 @@ static void writer_free(void *ctx)
 {
     struct writer *w = ctx;
 
-    if (w->monolithic && !w->ended)
+    if (w->monolithic && !w->ended) {
         store_upload_abort(w->registry->store, w->session->id, NULL);
+        registry_count(&w->registry->figures.aborted, 1);
+    }
     session_put(w->registry->sessions, w->session, w->ended || w->monolithic);
     free(w);
 }
@@ -235,6 +237,7 @@ static int append_locked(struct writer *w, const void *buf, size_t len, struct c
         r = store_upload_append(w->registry->store, s->id, w->off, buf, len, err);
     if (r)
         return r;
+    registry_count(&w->registry->figures.received_bytes, len);
     w->off += len;
     if (s->hasher)
         hasher_update(s->hasher, buf, len);
@@ -443,6 +446,8 @@ static bool open_upload(const struct registry_call *call, uint64_t size,
         r = store_upload_new(call->store, call->target.repo, ret_id, &err);
     if (r)
         upload_failure(call, &err);
+    else
+        registry_count(&call->registry->figures.begun, 1);
     return !r;
 }
 
@@ -546,6 +551,7 @@ static int finish(struct writer *w, const char *repo, const struct digest *d,
         return r;
     if (!digest_equal(&actual, d)) {
         store_upload_abort(store, w->session->id, NULL);
+        registry_count(&w->registry->figures.aborted, 1);
         w->ended = true;
         return error_set(err, CAIRN_E_CORRUPT, "the upload's digest is %s, not %s",
                          digest_format(&actual, have), digest_format(d, want));
@@ -561,6 +567,8 @@ static int finish(struct writer *w, const char *repo, const struct digest *d,
         r = store_upload_commit(store, w->session->id, w->off, registry_blob_key(d, key), err);
     step_reached(STEP_BLOB_STORED);
     w->ended = r == CAIRN_OK;
+    if (!r)
+        registry_count(&w->registry->figures.finished, 1);
     if (!r) /* that it fails is of no consequence: a scrub sees that the blob is back */
         quarantine_end(store, d, NULL);
     return r;
@@ -648,6 +656,7 @@ static bool mount_blob(const struct registry_call *call)
     }
     if (r)
         return false;
+    registry_count(&call->registry->figures.mounted, 1);
     registry_reply_digest(call, &d, "blobs");
     http_reply_status(call->reply, MHD_HTTP_CREATED);
     return true;
@@ -697,10 +706,12 @@ static void delete_upload(const struct registry_call *call)
         pthread_mutex_unlock(&s->lock);
         session_put(call->registry->sessions, s, r == CAIRN_OK);
     }
-    if (r)
+    if (r) {
         upload_failure(call, &err);
-    else
-        http_reply_status(call->reply, MHD_HTTP_NO_CONTENT);
+        return;
+    }
+    registry_count(&call->registry->figures.aborted, 1);
+    http_reply_status(call->reply, MHD_HTTP_NO_CONTENT);
 }
 
 static void reply_where_it_stands(const struct registry_call *call, unsigned status)
