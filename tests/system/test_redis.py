@@ -3,6 +3,8 @@
 """The metadata cache that servers share in Redis: that it saves work, and that nothing that Redis does
 or does not do makes a byte wrong, or a read slow."""
 
+import functools
+import itertools
 import re
 import shutil
 import threading
@@ -110,11 +112,18 @@ class SharedCache(Case):
             self.assertGreater(redis.ask("TTL", key), 0)
 
     def test_servers_that_miss_at_once_build_once(self):
+        """As a rule: nobody waits for another server for much longer than a build takes, and on a busy
+        machine that is a guess.  So one of a few tries must show it."""
         redis = self.redis()
         self.forget(self.filled(redis))
+        wait_for(functools.partial(self.built_once, redis, itertools.count()),
+                 "two servers to build an index once")
+
+    def built_once(self, redis, tries):
         self.without_index()
         redis.ask("FLUSHALL")
-        servers = [self.server(f"server{i}", "--redis", redis.address, *PATIENT) for i in range(2)]
+        name = f"try{next(tries)}"
+        servers = [self.server(f"{name}-{i}", "--redis", redis.address, *PATIENT) for i in range(2)]
         threads = [threading.Thread(target=server.http.data, args=("vm:v1",)) for server in servers]
         for thread in threads:
             thread.start()
@@ -123,7 +132,10 @@ class SharedCache(Case):
         for server in servers:
             self.assert_right(server)
         builds = sum(self.metric(server, "cairn_index_builds_total") for server in servers)
-        self.assertLessEqual(builds, DEPTH + 2)
+        for server in servers:
+            self.forget(server)
+        self.assertGreaterEqual(builds, DEPTH)
+        return builds <= DEPTH + 2
 
     # -- Values that were altered ---------------------------------------------------------------------
 
