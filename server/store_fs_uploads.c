@@ -206,10 +206,12 @@ int store_fs_upload_commit(struct store *store, const char *id, uint64_t size, c
     if (fsync(fd) != 0)
         return error_set_errno(err, errno, "cannot sync upload %s", id);
     r = store_fs_publish(fs, upload_path(id, "data", path), key, false, err);
-    if (r && r != CAIRN_E_CONFLICT)
-        return r;
-    remove_upload(fs, id);
-    return CAIRN_OK;
+    if (r == CAIRN_E_CONFLICT)
+        r = CAIRN_OK;
+    /* Moved, but maybe not durably: it is an upload no more, and what is left of it can go. */
+    if (!r || faccessat(fs->root, path, F_OK, AT_SYMLINK_NOFOLLOW) != 0)
+        remove_upload(fs, id);
+    return r;
 }
 
 int store_fs_upload_abort(struct store *store, const char *id, struct cairn_error *err)
