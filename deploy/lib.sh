@@ -15,10 +15,11 @@ packages_build=(
     'libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev'
     libhiredis-dev nbdkit nbdkit-plugin-dev libcmocka-dev
 )
+packages_pack=(dpkg-dev file gzip xz-utils)
 packages_tour=(qemu-utils nbdkit e2fsprogs)
 packages_test=(
     python3 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin fio skopeo curl
-    e2fsprogs busybox-static strace redis-server haproxy rsync openssl dpkg-dev lintian systemd
+    e2fsprogs busybox-static strace redis-server haproxy rsync openssl lintian systemd
 )
 # What the deployment tests want besides: a Docker engine, and a Debian to start from.  Where they
 # cannot be had those tests are skipped.
@@ -134,6 +135,7 @@ make_base() {
     local cache=$1 folder
     mkdir -p "$cache"
     folder=$(mktemp -d "$cache/base.XXXXXX")
+    chmod 755 "$folder"
     if debootstrap --variant=minbase bookworm "$folder" &&
         find "$folder/usr/share/doc" -type f ! -name copyright -delete &&
         rm -rf "$folder"/usr/share/{man,info,locale}/* "$folder"/var/{cache/apt,lib/apt/lists,log}/* &&
