@@ -109,6 +109,7 @@ int block_cache_open(const char *folder, uint64_t max_bytes, struct block_cache 
     cache->folder_fd = cache->usage_fd = -1;
     cache->max_bytes = max_bytes;
     cache->max_open = max_open();
+    cache->sum = block_sum_choose();
     pthread_mutex_init(&cache->lock, NULL);
     pthread_mutex_init(&cache->claims_lock, NULL);
     pthread_mutex_init(&cache->usage_lock, NULL);

@@ -4,6 +4,7 @@
  *
  *   block_cache.c   the folder; open layers
  *   block_layer.c   one layer's file: reading and writing blocks
+ *   block_sum*.c    checksums of blocks
  *   block_claim.c   fetching once
  *   block_evict.c   how much there is, and letting go of it
  *
@@ -34,6 +35,7 @@
 #include <stdatomic.h>
 
 #include "block_cache.h"
+#include "block_sum.h"
 #include "checked.h"
 
 #define SLOT_HEADER    8u
@@ -69,6 +71,7 @@ struct block_cache {
     char *folder; /* for messages */
     uint64_t max_bytes;
     unsigned max_open;
+    block_sum_fn *sum; /* of blocks */
 
     pthread_mutex_t lock; /* layers; never held for I/O other than opening a file */
     struct block_layer *buckets[NR_BUCKETS];

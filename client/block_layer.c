@@ -243,7 +243,7 @@ static void stamp(struct block_layer *layer, uint64_t block)
 
 static uint64_t checksum(const struct block_layer *layer, const void *bytes, uint64_t block)
 {
-    uint64_t sum = XXH3_64bits_withSeed(bytes, BLOCK_SIZE, layer->seed + block);
+    uint64_t sum = layer->cache->sum(bytes, layer->seed + block);
 
     return sum ? sum : 1; /* 0 says that nothing is here */
 }

@@ -7,8 +7,12 @@ block cache (`cairn attach --cache`) that holds what all depths show, in a clien
 qemu-nbd reads the same layers as local files, from the page cache, up to 1,000 of them, and each of its
 measurements is ended after --box seconds: a full read that was not finished is given by its rate.
 
-The rounds of what is warm go through all depths and both contenders, so that a machine that slows down
-slows all of them; depths are compared within a round.  Before anything is measured clusters are
+nbdkit's own plugins file (the base's file, from the page cache) and memory (nothing but zeros) are read in
+the same rounds: they show what the way itself allows, from fio over NBD and a Unix socket through nbdkit.
+
+The rounds of what is warm go through all depths and all contenders, every other one backwards, so that
+a machine that slows down slows all of them; depths are compared within a round.  A warm full read goes
+over the disk several times, for once is over too soon.  Before anything is measured clusters are
 read at random, and have to be those that the chain shows.
 """
 
@@ -27,7 +31,7 @@ import sys
 import tempfile
 import time
 
-from nbd_bench import Contender, median, run, run_fio, start_qemu_nbd
+from nbd_bench import Contender, median, run, run_fio, start_qemu_nbd, wait_for
 from cairntest import Attachment, CAIRN, Cairnd, MIB, Process, preload, private_home
 from nbdclient import NbdClient
 from deep_chain import CLUSTERS, STAMP, DeepChain
@@ -42,6 +46,7 @@ CACHE = ("--cache-size", "64G")  # nothing is evicted
 
 RANDOM = ("--rw=randread", "--bs=4k", "--iodepth=16", "--time_based", "--norandommap")
 SEQUENTIAL = ("--rw=read", "--bs=256k", "--iodepth=4")
+WARM_PASSES = 4
 
 
 def parse_arguments():
@@ -145,6 +150,23 @@ class QemuDisk(Contender):
         self.kill()
 
 
+class NbdkitDisk(Contender):
+    """One of nbdkit's own plugins, run with the arguments given."""
+
+    def __init__(self, folder, plugin, *arguments):
+        self.plugin, self.socket = plugin, folder / f"nbdkit-{plugin}.sock"
+        self.command = ["nbdkit", "-f", "-r", "-U", self.socket, plugin, *arguments]
+        self.log = folder / f"nbdkit-{plugin}.log"
+        super().__init__(f"nbdkit {plugin}", self.start_nbdkit)
+
+    def start_nbdkit(self):
+        self.socket.unlink(missing_ok=True)
+        process = Process(self.command, self.log)
+        wait_for(lambda: process.check_running() and answers(self.socket), f"{self.name}'s socket")
+        process.uri = f"nbd+unix:///?socket={self.socket}"
+        return process
+
+
 def answers(path):
     with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
         client.connect(str(path))
@@ -160,9 +182,10 @@ def random_reads(contender, options):
     return job and job["read"]["iops"]
 
 
-def full_read(contender, options, box):
+def full_read(contender, options, box, passes=1):
     """Bytes per second.  qemu-nbd takes seconds for one read of a deep chain."""
-    job = run_fio(contender.ensure().uri, box, f"--size={options.size}M", *SEQUENTIAL, slack=60)
+    job = run_fio(contender.ensure().uri, box, f"--size={options.size}M", f"--loops={passes}",
+                  *SEQUENTIAL, slack=60)
     return job["read"]["io_bytes"] / (job["read"]["runtime"] / 1000)
 
 
@@ -211,10 +234,11 @@ def measure_cold(options, server, chain, depth, caches):
 def measure_warm(options, contenders):
     """{contender: {"randomReads": [of each round], "bytesPerSecond": …}}"""
     samples = {contender: {"randomReads": [], "bytesPerSecond": []} for contender in contenders}
-    for _ in range(options.rounds):
-        for contender in contenders:
+    for number in range(options.rounds):
+        for contender in contenders[::-1] if number % 2 else contenders:
             box = options.box if isinstance(contender, QemuDisk) else 600
-            samples[contender]["bytesPerSecond"].append(full_read(contender, options, box))
+            samples[contender]["bytesPerSecond"].append(
+                full_read(contender, options, box, WARM_PASSES))
             samples[contender]["randomReads"].append(random_reads(contender, options))
     return samples
 
@@ -241,15 +265,17 @@ def measure_all(options, server, chain, caches):
     cold = {depth: measure_cold(options, server, chain, depth, caches) for depth in options.depths}
     ours = [CairnDisk(server, chain, depth, caches / "warm") for depth in options.depths]
     theirs = [QemuDisk(chain, depth) for depth in options.depths if depth <= QEMU_DEPTH_MAX]
+    ways = [NbdkitDisk(chain.folder, "file", chain.file(0)),
+            NbdkitDisk(chain.folder, "memory", f"{options.size}M")]
     try:
         for disk in ours:
             fill_cache(disk)
         traffic = Traffic(server)
-        samples = measure_warm(options, ours + theirs)
+        samples = measure_warm(options, ours + theirs + ways)
         warm_traffic = traffic.counts()
         memory = {disk: disk.memory() for disk in ours + theirs}
     finally:
-        for disk in ours + theirs:
+        for disk in ours + theirs + ways:
             disk.stop()
     attach = {disk: measure_attach(options, disk) for disk in ours + theirs}
     by_depth = {depth: {"depth": depth, "cairn": {"cold": cold[depth]}} for depth in options.depths}
@@ -259,7 +285,9 @@ def measure_all(options, server, chain, caches):
             figures = summary(samples[disk], samples[group[0]])
             figures |= {"residentBytes": memory[disk], "attachSeconds": attach[disk]}
             entry.update({"warm": figures} if name == "cairn" else figures)
-    return {"depths": list(by_depth.values()), "warmTraffic": warm_traffic}
+    return {"depths": list(by_depth.values()), "warmTraffic": warm_traffic,
+            "nbdkit": {way.plugin: {what: median(values) for what, values in samples[way].items()}
+                       for way in ways}}
 
 
 def publish_all(options, server, chain):

@@ -66,7 +66,18 @@ def print_report(figures):
     traffic = figures["warmTraffic"]
     print(f"\nwarm, all depths and rounds together: {traffic['requests']:,} requests, "
           f"{traffic['bytes']:,} bytes over HTTP")
+    print_ways(figures)
     print_goals(figures)
+
+
+def print_ways(figures):
+    """What nbdkit's own plugins reach over the same socket, and how qemu-nbd's single file is beside that."""
+    theirs = get(figures["depths"][0], "qemu", "randomReads")
+    print("\nthe way itself, without Cairn")
+    for plugin, warm in figures["nbdkit"].items():
+        beside = f", {warm['randomReads'] / theirs:.2f}× qemu-nbd's first column" if theirs else ""
+        print(f"  nbdkit {plugin + ':':10}{warm['randomReads']:>11,.0f} random reads per second{beside}; "
+              f"{warm['bytesPerSecond'] / MIB:,.0f} MiB/s")
 
 
 # -- Goals ----------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ class Benches(Case):
     def check_figures(self, figures):
         self.assertEqual([entry["depth"] for entry in figures["depths"]], [1, 4])
         self.assertEqual(figures["warmTraffic"], {"requests": 0, "bytes": 0})
+        self.assertEqual(list(figures["nbdkit"]), ["file", "memory"])
+        for way in figures["nbdkit"].values():
+            self.assertGreater(min(way["randomReads"], way["bytesPerSecond"]), 0)
         for entry in figures["depths"]:
             cold, warm, qemu = entry["cairn"]["cold"], entry["cairn"]["warm"], entry["qemu"]
             self.assertEqual(cold["attach"]["requests"], 1)

@@ -848,12 +848,30 @@ static void kills_and_evictions_never_show(void **state)
     }
 }
 
+static void every_instruction_set_sums_alike(void **state)
+{
+    block_sum_fn *sum = block_sum_choose();
+    uint8_t block[BLOCK_SIZE];
+
+    (void)state;
+    for (unsigned n = 0; n < 64; n++) {
+        uint64_t seed = UINT64_C(0x9e3779b97f4a7c15) * n;
+
+        for (unsigned i = 0; i < BLOCK_SIZE; i++)
+            block[i] = byte_at(n, i);
+        assert_int_equal(sum(block, seed), block_sum_portable(block, seed));
+        block[n * 64]++;
+        assert_int_equal(sum(block, seed), block_sum_portable(block, seed));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(what_was_kept_is_there, setup, teardown),
         cmocka_unit_test_setup_teardown(any_alignment_reads_right, setup, teardown),
         cmocka_unit_test_setup_teardown(layers_are_apart, setup, teardown),
+        cmocka_unit_test(every_instruction_set_sums_alike),
         cmocka_unit_test_setup_teardown(another_handle_finds_it, setup, teardown),
         cmocka_unit_test_setup_teardown(every_flipped_bit_is_a_miss, setup, teardown),
         cmocka_unit_test_setup_teardown(a_block_in_another_place_is_a_miss, setup, teardown),
