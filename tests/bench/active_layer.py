@@ -97,7 +97,8 @@ def memory(pid):
 def sent_content(server, position):
     """Bytes of blobs, which is where clients read content, that the server's log says it has sent,
     behind a position in the log."""
-    lines = re.findall(r"method=GET path=\S+/blobs/\S+ status=\d+ bytes=(\d+)", server.text()[position:])
+    lines = re.findall(r"method=GET path=\S+/blobs/\S+ status=\d+ bytes_in=\d+ bytes_out=(\d+)",
+                       server.text()[position:])
     return sum(map(int, lines))
 
 

@@ -93,7 +93,8 @@ class Traffic:
     def counts(self):
         with open(self.server.log, "rb") as log:
             log.seek(self.start)
-            sent = re.findall(rb"event=request method=GET path=\S+ status=\d+ bytes=(\d+)", log.read())
+            sent = re.findall(rb"event=request method=GET path=\S+ status=\d+ bytes_in=\d+ bytes_out=(\d+)",
+                              log.read())
         return {"requests": len(sent), "bytes": sum(map(int, sent))}
 
 
