@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One scrub: what is in quarantine, blobs in the order of their keys, manifests, index objects.
+ * One scrub: what is in quarantine, blobs in the order of their keys, manifests, index objects, and
+ * whether every blob is there that a manifest lists.
  *
  * The cursor is the last blob that was read, so a scrub that was interrupted goes on behind it; a
  * blob that was half read is read again from its start, and manifests and index objects, which are
@@ -23,7 +24,8 @@
 #include "quote.h"
 #include "registry.h"
 
-#define NOTES_MAX 10000 /* of one list in the result */
+#define NOTES_MAX        10000               /* of one list in the result */
+#define LISTED_BYTES_MAX ((size_t)512 << 20) /* six million blobs */
 
 /* -- The result --------------------------------------------------------------------------- */
 
@@ -60,59 +62,66 @@ static int note_digest(struct scrub_run *run, const char *list, const struct dig
 
 /* -- Damage ------------------------------------------------------------------------------- */
 
-static void log_damage(const struct digest *blob, const char *problem, const json_t *tags)
+static void log_damage(const char *blob, const char *problem, const json_t *tags)
 {
-    char text[DIGEST_STR_MAX];
-    CLEANUP_FREE char *list = json_dumps(tags, JSON_COMPACT);
     struct log_line line;
+    const json_t *tag;
+    size_t i;
 
     log_begin(&line, LOG_LEVEL_ERROR, "damaged");
-    log_text(&line, "blob", digest_format(blob, text));
+    log_text(&line, "blob", blob);
     log_text(&line, "problem", problem);
-    log_text(&line, "tags", list ? list : "");
+    log_number(&line, "tags", json_array_size(tags));
     log_end(&line);
+    json_array_foreach(tags, i, tag)
+    {
+        log_begin(&line, LOG_LEVEL_ERROR, "damaged-tag");
+        log_text(&line, "tag", json_string_value(tag));
+        log_text(&line, "blob", blob);
+        log_end(&line);
+    }
+}
+
+int scrub_note_blob(struct scrub_run *run, const struct digest *blob, const char *problem,
+                    const json_t *tags, struct cairn_error *err)
+{
+    char text[DIGEST_STR_MAX];
+    json_t *item =
+        json_pack("{s:s, s:s, s:s, s:I, s:O}", "kind", "blob", "digest", digest_format(blob, text),
+                  "problem", problem, "found", (json_int_t)time(NULL), "tags", tags);
+
+    log_damage(text, problem, tags);
+    return scrub_note(run, "damaged", item, err);
 }
 
 /* What was moved aside is what was read, or goes back. */
-static int check_moved(struct scrub_run *run, const struct digest *blob, struct cairn_error *err)
+static int check_moved(struct scrub_run *run, const struct digest *blob, bool *ret_back,
+                       struct cairn_error *err)
 {
     char key[QUARANTINE_KEY_MAX], problem[SCRUB_PROBLEM_MAX];
     enum scrub_verdict verdict;
     int r = scrub_verify(run, quarantine_blob_key(blob, key), blob, false, &verdict, problem, err);
 
-    if (!r && verdict == SCRUB_GOOD)
+    *ret_back = !r && verdict == SCRUB_GOOD;
+    if (*ret_back)
         r = quarantine_put_back(run->scrub->quarantine, blob, err);
     return r;
-}
-
-static int note_damage(struct scrub_run *run, const struct digest *blob, const char *problem,
-                       const json_t *tags, struct cairn_error *err)
-{
-    char text[DIGEST_STR_MAX];
-
-    return scrub_note(run, "damaged",
-                      json_pack("{s:s, s:s, s:s, s:I, s:O}", "kind", "blob", "digest",
-                                digest_format(blob, text), "problem", problem, "found",
-                                (json_int_t)time(NULL), "tags", tags),
-                      err);
 }
 
 static int put_aside(struct scrub_run *run, const struct digest *blob, const char *problem,
                      struct cairn_error *err)
 {
     CLEANUP(json_decref_p) json_t *tags = NULL;
-    bool needed;
+    bool needed, back;
     int r = scrub_tags_of_blob(run->store, blob, &tags, &needed, err);
 
-    if (r)
-        return r;
-    log_damage(blob, problem, tags);
-    r = quarantine_add(run->scrub->quarantine, blob, problem, tags, err);
+    if (!r)
+        r = quarantine_add(run->scrub->quarantine, blob, problem, tags, err);
     if (r == CAIRN_E_NOT_FOUND) /* deleted since */
         return quarantine_end(run->store, blob, err);
     if (!r)
-        r = note_damage(run, blob, problem, tags, err);
-    return r ? r : check_moved(run, blob, err);
+        r = check_moved(run, blob, &back, err);
+    return r || back ? r : scrub_note_blob(run, blob, problem, tags, err);
 }
 
 static int scrub_blob(struct scrub_run *run, const struct digest *blob,
@@ -273,7 +282,8 @@ static int scrub_quarantine(struct scrub_run *run, struct cairn_error *err)
     return r;
 }
 
-/* The result names all that is in quarantine now, also since earlier scrubs. */
+/* The result names all that is in quarantine now, also since earlier scrubs; what is lost follows.
+ */
 static int name_quarantine(struct scrub_run *run, struct cairn_error *err)
 {
     CLEANUP(json_decref_p) json_t *records = NULL;
@@ -316,17 +326,14 @@ static uint64_t disk_bytes(const struct manifest *m)
 static int note_absent(struct scrub_run *run, const struct digest *blob, struct cairn_error *err)
 {
     CLEANUP(json_decref_p) json_t *tags = NULL;
-    struct cairn_error why;
     bool needed;
     int r = scrub_tags_of_blob(run->store, blob, &tags, &needed, err);
 
-    if (r)
-        return r;
-    return note_damage(run, blob,
-                       quarantine_check(run->store, blob, &why) == CAIRN_E_NOT_FOUND
-                           ? "it is in quarantine"
-                           : "the store has lost it",
-                       tags, err);
+    if (!r)
+        r = quarantine_check(run->store, blob, err);
+    if (r == CAIRN_E_NOT_FOUND)
+        return scrub_note_blob(run, blob, "it is in quarantine", tags, err);
+    return r ? r : scrub_note_blob(run, blob, SCRUB_LOST, tags, err);
 }
 
 static int scrub_layers(struct scrub_run *run, const struct manifest *m, struct cairn_error *err)
@@ -375,7 +382,9 @@ static int scrub_all(struct scrub_run *run, struct cairn_error *err)
         r = scrub_manifests(run, err);
     if (!r)
         r = scrub_index(run, err);
-    return r ? r : name_quarantine(run, err);
+    if (!r)
+        r = name_quarantine(run, err);
+    return r ? r : scrub_lost(run, err);
 }
 
 /* What there is of an interrupted one; manifests and index objects are read all again. */
@@ -408,26 +417,31 @@ static int run_phases(struct scrub_run *run, const char *ref, struct cairn_error
         r = name_manifests(run, err);
     if (!r && !ref)
         r = quarantine_note_scrubbed(run->scrub->quarantine, err);
+    digest_set_release(&run->listed);
     scrub_read_release(run);
     return r;
 }
 
+/* One disk is read all again; of the store, what is behind the cursor. */
 static int run_job(void *ctx, struct job *job, struct cairn_error *err)
 {
     const json_t *options = job_options(job);
+    const char *ref = json_string_value(json_object_get(options, "ref"));
     struct scrub *scrub = ctx;
     struct scrub_run run = {
         .scrub = scrub,
         .store = scrub->store,
         .job = job,
         .rate = (uint64_t)json_integer_value(json_object_get(options, "rate")),
-        .result = begin_result(job_result(job)),
+        .result = begin_result(ref ? NULL : job_result(job)),
+        .budget = {.max_bytes = LISTED_BYTES_MAX},
     };
 
     if (!run.result)
         return error_no_memory(err, "the result of a scrub");
     job_set_result(job, run.result);
-    return run_phases(&run, json_string_value(json_object_get(options, "ref")), err);
+    digest_set_init(&run.listed, &run.budget);
+    return run_phases(&run, ref, err);
 }
 
 /* -- Options ------------------------------------------------------------------------------ */

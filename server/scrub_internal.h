@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 
+#include "digest_set.h"
 #include "scrub.h"
 
 CLEANUP_DEFINE(json_t *, json_decref)
@@ -28,9 +29,12 @@ struct scrub_run {
     uint64_t due_us; /* when the bytes so far may have been read */
     struct job_progress progress;
     json_t *result; /* the job's; borrowed */
+    struct digest_budget budget;
+    struct digest_set listed; /* blobs that manifests list, where all is scrubbed */
     void *buf;
 };
 
+#define SCRUB_LOST              "the store has lost it"
 #define SCRUB_PROBLEM_MAX       256
 #define SCRUB_DAMAGED_MANIFESTS "damagedManifests" /* a list of the result, while it is made */
 
@@ -61,11 +65,17 @@ void scrub_count(struct scrub_run *run, const char *what, uint64_t by);
 /* Append to one of its lists; value is taken over, also on failure. */
 int scrub_note(struct scrub_run *run, const char *list, json_t *value, struct cairn_error *err);
 
+/* A blob is damaged, or lost. */
+int scrub_note_blob(struct scrub_run *run, const struct digest *blob, const char *problem,
+                    const json_t *tags, struct cairn_error *err);
+
 /* -- Manifests, index objects, tags (scrub_meta.c) -------------------------------------------- */
 
 int scrub_manifest(struct scrub_run *run, const char *repo, const struct digest *manifest,
                    struct cairn_error *err);
 int scrub_manifests(struct scrub_run *run, struct cairn_error *err);
+/* Behind them: is every blob there that they list? */
+int scrub_lost(struct scrub_run *run, struct cairn_error *err);
 int scrub_index(struct scrub_run *run, struct cairn_error *err);
 /* The tags of disks that need a blob, as an array of `repo:tag`; ret_needed: some repository may
  * see it. */

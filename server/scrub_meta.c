@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "chain_index.h"
+#include "collect_internal.h"
 #include "log.h"
 #include "registry_internal.h"
 #include "repos.h"
@@ -113,6 +114,20 @@ static int note_manifest(struct scrub_run *run, const char *repo, const struct d
                       err);
 }
 
+/* What it lists, for scrub_lost.  It may have been deleted since it was verified. */
+static int take_lists(struct scrub_run *run, const char *repo, const struct digest *manifest,
+                      struct cairn_error *err)
+{
+    const struct collect_lists lists = {.of_all = &run->listed};
+    CLEANUP_FREE void *buf = NULL;
+    size_t len;
+    int r = registry_get_manifest(run->store, repo, manifest, &buf, &len, err);
+
+    if (!r)
+        r = collect_listed(buf, len, &lists, err);
+    return r == CAIRN_E_NOT_FOUND || r == CAIRN_E_CORRUPT ? CAIRN_OK : r;
+}
+
 int scrub_manifest(struct scrub_run *run, const char *repo, const struct digest *manifest,
                    struct cairn_error *err)
 {
@@ -125,7 +140,8 @@ int scrub_manifest(struct scrub_run *run, const char *repo, const struct digest 
         return r;
     scrub_count(run, "manifests", 1);
     run->progress.done++;
-    return verdict == SCRUB_DAMAGED ? note_manifest(run, repo, manifest, problem, err) : CAIRN_OK;
+    return verdict == SCRUB_DAMAGED ? note_manifest(run, repo, manifest, problem, err)
+                                    : take_lists(run, repo, manifest, err);
 }
 
 static int visit_manifest(void *ctx, const char *repo, const struct digest *manifest,
@@ -146,6 +162,57 @@ int scrub_manifests(struct scrub_run *run, struct cairn_error *err)
     int r = scrub_phase(run, "manifests", 0, "manifests", err);
 
     return r ? r : repos_walk(run->store, visit_repo, run, err);
+}
+
+/* -- Blobs that are not there ------------------------------------------------------------- */
+
+static int is_absent(struct scrub_run *run, const struct digest *blob, bool *ret_absent,
+                     struct cairn_error *err)
+{
+    char key[REGISTRY_KEY_MAX];
+    uint64_t size;
+    int r = store_head(run->store, registry_blob_key(blob, key), &size, err);
+
+    *ret_absent = r == CAIRN_E_NOT_FOUND;
+    return *ret_absent ? CAIRN_OK : r;
+}
+
+/* It is lost if a repository and a tag need it, and if it is still absent when that is known: it
+ * may be on its way out, or in. */
+static int check_lost(struct scrub_run *run, const struct digest *blob, struct cairn_error *err)
+{
+    CLEANUP(json_decref_p) json_t *tags = NULL;
+    struct cairn_error why;
+    bool absent, needed = false;
+    int r = is_absent(run, blob, &absent, err);
+
+    if (r || !absent)
+        return r;
+    r = quarantine_check(run->store, blob, &why);
+    if (r == CAIRN_E_NOT_FOUND)
+        return CAIRN_OK; /* named with all that is in quarantine */
+    r = scrub_tags_of_blob(run->store, blob, &tags, &needed, err);
+    if (!r && needed && json_array_size(tags) > 0)
+        r = is_absent(run, blob, &absent, err);
+    else
+        absent = false;
+    return r || !absent ? r : scrub_note_blob(run, blob, SCRUB_LOST, tags, err);
+}
+
+int scrub_lost(struct scrub_run *run, struct cairn_error *err)
+{
+    static const struct digest none;
+    int r = scrub_phase(run, "listed", run->listed.nr, "blobs", err);
+
+    for (size_t i = 0; i < run->listed.nr_slots && !r; i++) {
+        if (digest_equal(&run->listed.slots[i], &none))
+            continue;
+        r = check_lost(run, &run->listed.slots[i], err);
+        run->progress.done++;
+        if (!r)
+            r = jobs_progress(run->job, &run->progress, err);
+    }
+    return r;
 }
 
 /* -- Index objects ------------------------------------------------------------------------ */

@@ -144,9 +144,9 @@ class Scrub(Case):
         damage(self.blob_path(digest), "flip", self.rng)
         bad = self.blob_path(digest).read_bytes()
         self.scrub()
-        line = next(line for line in self.server.text().splitlines() if "event=damaged" in line)
-        self.assertIn(digest, line)
-        self.assertIn("vm:broken", line)
+        lines = [line for line in self.server.text().splitlines() if digest in line]
+        for words in (("event=damaged ", "tags=1"), ("event=damaged-tag ", "tag=vm:broken ")):
+            self.assertTrue(any(all(word in line for word in words) for line in lines), lines)
         aside = self.server.store / "quarantine" / (digest.removeprefix("sha256:") + ".blob")
         self.assertEqual(aside.read_bytes(), bad)
 
@@ -159,6 +159,14 @@ class Scrub(Case):
         self.assertNotIn("dropped", result)
         name = "cairn_scrub_last_success_timestamp_seconds"
         wait_for(lambda: abs(self.server.metrics()[name] - time.time()) < 600, name)
+
+    def test_lost_blob_is_named(self):
+        _, layers = self.chain_of_three()
+        self.blob_path(layers[1]).unlink()
+        for _ in range(2):
+            found = self.scrub()["damaged"]
+            self.assertEqual([(item["digest"], item["problem"], item["tags"]) for item in found],
+                             [(layers[1], "the store has lost it", ["vm:v1"])])
 
     # -- A chain with a damaged layer ---------------------------------------------------------------
 
