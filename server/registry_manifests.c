@@ -684,7 +684,9 @@ static int delete_manifest(const struct registry_call *call, const struct digest
     for (;;) {
         int r = delete_once(call, d, &gone, err);
 
-        if (r || gone)
+        if (gone || r == CAIRN_E_NOT_FOUND) /* it was there: somebody else has deleted it */
+            return CAIRN_OK;
+        if (r)
             return r;
         if (clock_now_us() > deadline)
             return error_set(err, CAIRN_E_UNAVAILABLE, "manifest %s is being published",

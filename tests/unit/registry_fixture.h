@@ -51,7 +51,8 @@ struct fixture {
 
 static inline void start(struct fixture *f)
 {
-    const struct registry_options limits = {.max_manifest = 1 << 20, .max_upload = MAX_UPLOAD};
+    const struct registry_options limits = {
+        .max_manifest = 1 << 20, .max_upload = MAX_UPLOAD, .grace_s = 3600};
     const struct http_options options = {
         .listen = "127.0.0.1:0",
         .threads = 2,
