@@ -319,6 +319,28 @@ CAIRN_API int cairn_disk_snapshot_with(struct cairn_disk *disk, const char *ref,
 CAIRN_API int cairn_disk_info(struct cairn_disk *disk, char **ret_json, struct cairn_error *err);
 
 /*
+ * Hold a lease on the chain that the disk stands on, so that the service does not collect it
+ * whatever becomes of its tags: renewed by a thread of its own, moved along by snapshots, released
+ * when the disk is closed, and ended by itself a ttl after the host has died.  That the service
+ * does not give or renew it is told and tried again, and never an error.  To be called once, after
+ * the last fork.
+ */
+struct cairn_lease_options {
+    size_t struct_size; /* set by CAIRN_LEASE_OPTIONS_INIT */
+    const char *holder; /* what lists of leases show; NULL: the host and the disk's folder */
+    unsigned ttl_s;     /* seconds, at most 86,400; 0: 600 */
+    void (*tell)(void *ctx, const char *message); /* from any thread; NULL: nobody is told */
+    void *tell_ctx;
+};
+#define CAIRN_LEASE_OPTIONS_INIT                                                                   \
+    {                                                                                              \
+        .struct_size = sizeof(struct cairn_lease_options)                                          \
+    }
+CAIRN_API int cairn_disk_hold_lease(struct cairn_disk *disk,
+                                    const struct cairn_lease_options *options,
+                                    struct cairn_error *err);
+
+/*
  * Answer the control socket of the disk's folder (`control.sock`) from a thread of its own, until
  * the disk is closed: that is how cairn_folder_* reach a disk that another process has open.  To
  * be called after the last fork.

@@ -5,6 +5,7 @@
 #include "disk.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -13,10 +14,12 @@
 #include "control.h"
 #include "disk_recover.h"
 #include "json_memory.h"
+#include "lease.h"
 #include "local_chain.h"
 #include "sealing.h"
 
 #define EXTENTS_AT_ONCE 64
+#define HOLDER_PATH_MAX 160 /* bytes of a folder's path in the name of a lease's holder */
 
 struct disk_level *disk_top(struct cairn_disk *disk)
 {
@@ -330,6 +333,7 @@ int cairn_disk_close(struct cairn_disk *disk, struct cairn_error *err)
     control_stop(disk->control);
     if (disk->folder)
         ret = disk_level_close(disk->top, err);
+    lease_free(disk->lease);
     if (ret == CAIRN_OK && !disk->read_only && !disk->unchecked && !disk->folder_failed)
         disk_folder_unmark(disk->folder);
     disk_free(disk);
@@ -594,6 +598,52 @@ int cairn_disk_info(struct cairn_disk *disk, char **ret_json, struct cairn_error
     return dump_facts(facts, ret_json, err);
 }
 
+/* `<host>:<folder>`, or of a disk without one `<host>[<pid>]`, malloc'ed. */
+static int default_holder(const struct cairn_disk *disk, char **ret_holder, struct cairn_error *err)
+{
+    CLEANUP_FREE char *path = disk->folder ? disk_folder_path(disk->folder, "") : NULL;
+    char host[HOST_NAME_MAX + 1] = "";
+    size_t len = path ? strlen(path) : 0;
+    int n;
+
+    gethostname(host, sizeof(host) - 1);
+    if (len > 1 && path[len - 1] == '/')
+        path[--len] = 0;
+    if (len > HOLDER_PATH_MAX) /* its end tells more than its beginning */
+        n = asprintf(ret_holder, "%s:...%s", host, path + len - HOLDER_PATH_MAX);
+    else if (path)
+        n = asprintf(ret_holder, "%s:%s", host, path);
+    else
+        n = asprintf(ret_holder, "%s[%ld]", host, (long)getpid());
+    return n < 0 ? error_no_memory(err, "a lease") : CAIRN_OK;
+}
+
+int cairn_disk_hold_lease(struct cairn_disk *disk, const struct cairn_lease_options *options,
+                          struct cairn_error *err)
+{
+    static const struct cairn_lease_options defaults = CAIRN_LEASE_OPTIONS_INIT;
+    const struct cairn_lease_options *o = options ? options : &defaults;
+    CLEANUP_FREE char *holder = NULL;
+    struct lease_options lease = {
+        .holder = o->holder, .ttl_s = o->ttl_s, .tell = o->tell, .tell_ctx = o->tell_ctx};
+    int ret = CAIRN_OK;
+
+    if (o->struct_size != sizeof(*o))
+        return error_set(err, CAIRN_E_USAGE,
+                         "lease options are %zu bytes, this library's are %zu; use "
+                         "CAIRN_LEASE_OPTIONS_INIT",
+                         o->struct_size, sizeof(*o));
+    if (disk->lease)
+        return error_set(err, CAIRN_E_CONFLICT, "the disk holds a lease already");
+    if (!lease.holder)
+        ret = default_holder(disk, &holder, err);
+    if (ret != CAIRN_OK)
+        return ret;
+    if (holder)
+        lease.holder = holder;
+    return lease_new(disk->client, remote_disk_pinned(disk->remote), &lease, &disk->lease, err);
+}
+
 /* -- Folders that may be running ------------------------------------------------------------ */
 
 int cairn_disk_serve_control(struct cairn_disk *disk, struct cairn_error *err)
@@ -615,7 +665,9 @@ static int snapshot_stopped(struct cairn_client *client, const char *folder, con
 
     if (ret != CAIRN_OK)
         return ret;
-    ret = disk_snapshot(disk, client, ref, options, ret_ref, ret_notice, err);
+    ret = cairn_disk_hold_lease(disk, NULL, err);
+    if (ret == CAIRN_OK)
+        ret = disk_snapshot(disk, client, ref, options, ret_ref, ret_notice, err);
     closed = cairn_disk_close(disk, ret == CAIRN_OK ? err : NULL);
     if (ret == CAIRN_OK && closed != CAIRN_OK) {
         free(steal_ptr(*ret_ref));

@@ -15,6 +15,7 @@
 #include "disk_level.h"
 
 struct control;
+struct lease;
 
 /* A sealed layer that is not yet part of a published chain. */
 struct disk_sealed {
@@ -33,6 +34,7 @@ struct cairn_disk {
     bool unchecked;          /* not closed cleanly before, and still not checked */
     char *notice;            /* what opening found that people should know, or NULL */
     struct control *control; /* NULL: nobody listens */
+    struct lease *lease;     /* NULL: none was asked for */
 
     pthread_mutex_t snapshot_lock;
     struct disk_sealed sealed[DISK_SEALED_MAX]; /* oldest first; under snapshot_lock */

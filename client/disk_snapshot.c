@@ -21,9 +21,9 @@
  *      what the disk reads, and hashed.                              the same; compact-n is removed
  *   5. Blobs are pushed, the manifest is put.                        sealed layers wait for the
  * next snapshot, which finds them there
- *   6. The published chain is opened, disk.json names it, and no sealed layers; then the stack
- * stands on it, and the sealed files are removed.                      the disk on the new chain;
- * files that are left over are removed
+ *   6. The published chain is opened and leased, disk.json names it, and no sealed layers; then the
+ * stack stands on it, and the sealed files are removed.                      the disk on the new
+ * chain; files that are left over are removed
  *
  * What fails before 3 or after 3 leaves a disk that goes on; whatever is sealed is published by the
  * next snapshot.  If 3b or 3c fails, the file system refuses a rename or a sync, and it cannot be
@@ -42,6 +42,7 @@
 
 #include "disk.h"
 #include "disk_compact.h"
+#include "lease.h"
 
 #define HASH_BYTES ((size_t)1 << 20)
 
@@ -439,8 +440,13 @@ static int adopt(struct snapshot *snap, struct cairn_error *err)
 
     if (ret == CAIRN_OK)
         ret = disk_level_new_remote(remote_disk_ref(rd), &bottom, err);
-    if (ret == CAIRN_OK)
-        ret = record_published(snap, &state, err);
+    if (ret == CAIRN_OK && disk->lease)
+        ret = lease_take_next(disk->lease, remote_disk_pinned(rd), err);
+    if (ret != CAIRN_OK)
+        return ret;
+    ret = record_published(snap, &state, err);
+    if (disk->lease)
+        lease_settle(disk->lease, ret == CAIRN_OK);
     if (ret != CAIRN_OK)
         return ret;
     disk_level_set_below(disk->top, bottom);
