@@ -152,6 +152,10 @@ CAIRN_API int cairn_log(struct cairn_client *client, const char *ref, char **ret
 /* {"repositories":[…]}, or of one repository {"name","tags":[{"tag","digest"}…]}. */
 CAIRN_API int cairn_list(struct cairn_client *client, const char *repo, char **ret_json,
                          struct cairn_error *err);
+/* {"leases":[{"id","repository","manifest","holder","ttl","created","renewed","expires"}…]}, of one
+ * repository or (NULL) all. */
+CAIRN_API int cairn_leases(struct cairn_client *client, const char *repo, char **ret_json,
+                           struct cairn_error *err);
 /* Let new_ref (another tag, possibly of another repository) name what ref names. */
 CAIRN_API int cairn_tag(struct cairn_client *client, const char *ref, const char *new_ref,
                         struct cairn_error *err);

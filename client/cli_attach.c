@@ -277,6 +277,9 @@ int cli_attach(int argc, char **argv)
          "this host's block cache, shared by all disks (default: $CAIRN_CACHE)"},
         {"cache-size", "SIZE", &a.params.cache_size, NULL,
          "what it may take on the disk (default: 10G)"},
+        {"lease", "SECONDS", &a.params.lease, NULL,
+         "how long the service keeps the chain when it hears nothing more of this host (default: "
+         "600; 0: no lease)"},
         {"daemon", NULL, NULL, &daemon, "detach once the socket answers"},
         {0},
     };

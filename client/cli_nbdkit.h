@@ -17,6 +17,7 @@ struct nbdkit_params {
     const char *ref, *disk, *server;              /* each may be NULL */
     const char *cache, *cache_size;               /* as given, or NULL */
     const char *token_file, *cacert, *cert, *key; /* as given, or NULL */
+    const char *lease;                            /* likewise */
     bool insecure_token;
     bool read_only;
     char socket[NBDKIT_SOCKET_MAX]; /* absolute */

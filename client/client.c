@@ -406,6 +406,18 @@ int client_mount_layers(struct cairn_client *client, const char *repo, const str
     return put_empty_config(client, repo, err);
 }
 
+/* m is NULL within one repository: what it lists is there. */
+static int mount_and_put(struct cairn_client *client, const struct ref *ref,
+                         const struct ref *new_ref, const struct manifest *m, const char *json,
+                         size_t len, struct cairn_error *err)
+{
+    int ret = m ? client_mount_layers(client, new_ref->repo, m, ref->repo, err) : CAIRN_OK;
+
+    if (ret == CAIRN_OK)
+        ret = client_put_manifest_bytes(client, new_ref, json, len, NULL, err);
+    return ret;
+}
+
 int cairn_tag(struct cairn_client *client, const char *ref_text, const char *new_ref_text,
               struct cairn_error *err)
 {
@@ -424,13 +436,12 @@ int cairn_tag(struct cairn_client *client, const char *ref_text, const char *new
         return error_set(err, CAIRN_E_USAGE, "%s names a digest; the new name must be a tag",
                          new_ref_text);
     ret = client_get_manifest_bytes(client, &ref, &json, &len, &digest, err);
-    if (ret == CAIRN_OK && strcmp(ref.repo, new_ref.repo) != 0) {
+    if (ret == CAIRN_OK && strcmp(ref.repo, new_ref.repo) != 0)
         ret = manifest_parse(json, len, &m, err);
-        if (ret == CAIRN_OK)
-            ret = client_mount_layers(client, new_ref.repo, m, ref.repo, err);
-    }
     if (ret == CAIRN_OK)
-        ret = client_put_manifest_bytes(client, &new_ref, json, len, NULL, err);
+        ret = mount_and_put(client, &ref, &new_ref, m, json, len, err);
+    for (unsigned i = 0; ret == CAIRN_E_NOT_FOUND && m && i < CLIENT_RESENDS; i++)
+        ret = mount_and_put(client, &ref, &new_ref, m, json, len, err);
     return ret;
 }
 

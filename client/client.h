@@ -80,6 +80,12 @@ int client_put_manifest(struct cairn_client *client, const struct ref *ref,
 int client_put_manifest_bytes(struct cairn_client *client, const struct ref *ref, const char *json,
                               size_t len, struct digest *ret_digest, struct cairn_error *err);
 
+/*
+ * Blobs that were looked for or sent may be collected before the manifest is put: then the service
+ * says that one is missing (CAIRN_E_NOT_FOUND), and all are looked for anew, so many times.
+ */
+#define CLIENT_RESENDS 5
+
 /* -- Blobs ----------------------------------------------------------------------------------- */
 
 /* Does the repository have the blob? */

@@ -322,3 +322,24 @@ int cairn_list(struct cairn_client *client, const char *repo, char **ret_json,
                : get_list(client, "/v2/_catalog", "repositories", "catalogue", list, err);
     return ret == CAIRN_OK ? take_text(root, ret_json, err) : ret;
 }
+
+int cairn_leases(struct cairn_client *client, const char *repo, char **ret_json,
+                 struct cairn_error *err)
+{
+    CLEANUP(json_decref_p) json_t *json = NULL;
+    char path[CLIENT_PATH_MAX], quoted[QUOTE_MAX];
+    const struct remote_request request = {.method = "GET", .path = path, .idempotent = true};
+    struct remote_answer answer;
+    int ret;
+
+    if (repo && !ref_valid_repo(repo))
+        return error_set(err, CAIRN_E_USAGE, "%s is not the name of a repository",
+                         quote_str(repo, quoted));
+    snprintf(path, sizeof(path), "/v1/leases%s%s", repo ? "?repo=" : "", repo ? repo : "");
+    ret = remote_request(client->remote, &request, &answer, err);
+    if (ret != CAIRN_OK)
+        return error_prefix(err, ret, "leases");
+    ret = remote_answer_json(&answer, "leases", &json, err);
+    remote_answer_release(&answer);
+    return ret == CAIRN_OK ? take_text(json, ret_json, err) : ret;
+}

@@ -356,16 +356,13 @@ static int publish_unchanged(struct snapshot *snap, struct cairn_error *err)
     return cairn_tag(snap->client, ref_format(pinned, from), ref_format(&snap->target, to), err);
 }
 
-/* Step 5. */
-static int publish(struct snapshot *snap, struct cairn_error *err)
+static int publish_layers(struct snapshot *snap, struct cairn_error *err)
 {
     struct cairn_disk *disk = snap->disk;
     const char *repo = remote_disk_pinned(disk->remote)->repo;
     CLEANUP(manifest_free_p) struct manifest *m = NULL;
     int ret = CAIRN_OK;
 
-    if (disk->nr_sealed == 0)
-        return publish_unchanged(snap, err);
     if (strcmp(repo, snap->target.repo) != 0)
         ret = client_mount_layers(snap->client, snap->target.repo,
                                   remote_disk_manifest(disk->remote), repo, err);
@@ -375,6 +372,19 @@ static int publish(struct snapshot *snap, struct cairn_error *err)
         ret = make_manifest(disk, &m, err);
     if (ret == CAIRN_OK)
         ret = client_put_manifest(snap->client, &snap->target, m, &snap->manifest, err);
+    return ret;
+}
+
+/* Step 5; again if what was sent has been collected before the manifest was put. */
+static int publish(struct snapshot *snap, struct cairn_error *err)
+{
+    int ret;
+
+    if (snap->disk->nr_sealed == 0)
+        return publish_unchanged(snap, err);
+    ret = publish_layers(snap, err);
+    for (unsigned i = 0; ret == CAIRN_E_NOT_FOUND && i < CLIENT_RESENDS; i++)
+        ret = publish_layers(snap, err);
     return ret;
 }
 

@@ -34,6 +34,7 @@ static char *folder, *cache_folder; /* absolute, as are … */
 static char *token_file, *cacert, *cert, *key;
 static int read_only;
 static int stop_fd = -1, closed_fd = -1;
+static unsigned lease_s = 600;
 
 static struct cairn_client *client;
 static struct cairn_disk *disk;
@@ -161,6 +162,8 @@ static int plugin_config_complete(void)
     "cert=<FILE>        This host's certificate (default: $CAIRN_CERT).\n"                         \
     "key=<FILE>         And its key (default: $CAIRN_KEY).\n"                                      \
     "insecure-token=<BOOL>  Send the token without TLS to another host (default: false).\n"        \
+    "lease=<SECONDS>    How long the service keeps the chain without hearing of us; 0: no lease\n"  \
+    "                   (default: 600).\n"                                                         \
     "cache=<DIR>        This host's block cache, shared by all disks (default: $CAIRN_CACHE).\n"   \
     "cache-size=<SIZE>  What it may take on the disk (default: 10G)."
 
@@ -177,6 +180,22 @@ static void raise_file_limit(void)
     }
 }
 
+/* nbdkit has no word between a debug message and an error that reaches the log. */
+static void tell_lease(void *ctx, const char *message)
+{
+    (void)ctx;
+    nbdkit_error("%s", message);
+}
+
+static int hold_lease(struct cairn_error *err)
+{
+    struct cairn_lease_options lease = CAIRN_LEASE_OPTIONS_INIT;
+
+    lease.ttl_s = lease_s;
+    lease.tell = tell_lease;
+    return lease_s > 0 ? cairn_disk_hold_lease(disk, &lease, err) : CAIRN_OK;
+}
+
 static int open_disk(struct cairn_error *err)
 {
     int ret;
@@ -190,12 +209,14 @@ static int open_disk(struct cairn_error *err)
     ret = cairn_client_new(&options, &client, err);
 
     if (ret == CAIRN_OK && !folder)
-        return cairn_disk_open_ref(client, ref, &disk, err);
-    if (ret == CAIRN_OK && read_only)
+        ret = cairn_disk_open_ref(client, ref, &disk, err);
+    else if (ret == CAIRN_OK && read_only)
         ret = cairn_disk_open_folder_read_only(client, folder, ref, &disk, err);
     else if (ret == CAIRN_OK)
         ret = cairn_disk_open_folder(client, folder, ref, &disk, err);
     if (ret == CAIRN_OK)
+        ret = hold_lease(err);
+    if (ret == CAIRN_OK && folder)
         ret = cairn_disk_serve_control(disk, err);
     return ret;
 }

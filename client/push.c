@@ -230,6 +230,10 @@ static int upload_and_put(struct push *p, const struct manifest *m, uint32_t fir
     return ret;
 }
 
+/*
+ * Again if the service says that a blob is missing: perhaps one below a layer that is there, or one
+ * that was collected as garbage between our look and the end.
+ */
 static int publish(struct push *p, struct digest *ret_digest, struct cairn_error *err)
 {
     CLEANUP(manifest_free_p) struct manifest *m = NULL;
@@ -241,10 +245,10 @@ static int publish(struct push *p, struct digest *ret_digest, struct cairn_error
     if (ret != CAIRN_OK)
         return ret;
     ret = upload_and_put(p, m, first, false, ret_digest, err);
-    if (first > 0 && (ret == CAIRN_E_NOT_FOUND || ret == CAIRN_E_CORRUPT)) {
-        /* Perhaps a blob is missing below one that is there. */
+    if (first > 0 && ret == CAIRN_E_CORRUPT)
         ret = upload_and_put(p, m, 0, true, ret_digest, err);
-    }
+    for (unsigned i = 0; ret == CAIRN_E_NOT_FOUND && i < CLIENT_RESENDS; i++)
+        ret = upload_and_put(p, m, 0, true, ret_digest, err);
     return ret;
 }
 

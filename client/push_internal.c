@@ -46,6 +46,7 @@ struct internal {
     uint32_t nr_links;
     char *folder; /* for the layer in the making */
     char *path;   /* of it */
+    bool missing; /* the service did not find a blob that was looked for or sent */
 };
 
 /* -- Layers --------------------------------------------------------------------------------- */
@@ -219,6 +220,7 @@ static int publish(struct internal *in, const char *tag, char **ret_ref, struct 
         ret = manifest_new(layers, in->links[in->nr_links - 1].depth, &m, err);
     if (ret == CAIRN_OK)
         ret = client_put_manifest(in->backing.client, &ref, m, &digest, err);
+    in->missing = m && ret == CAIRN_E_NOT_FOUND;
     return ret == CAIRN_OK ? push_format_result(&ref, &digest, ret_ref, err) : ret;
 }
 
@@ -295,8 +297,8 @@ static int internal_begin(struct internal *in, struct cairn_error *err)
 
 /* -- One snapshot --------------------------------------------------------------------------- */
 
-int cairn_push_internal(struct cairn_client *client, const char *file, const char *snapshot,
-                        const char *ref, char **ret_ref, struct cairn_error *err)
+static int push_one(struct cairn_client *client, const char *file, const char *snapshot,
+                    const char *ref, char **ret_ref, bool *ret_missing, struct cairn_error *err)
 {
     CLEANUP(internal_release) struct internal in = {0};
     uint32_t index;
@@ -308,7 +310,22 @@ int cairn_push_internal(struct cairn_client *client, const char *file, const cha
         ret = internal_begin(&in, err);
     if (ret == CAIRN_OK)
         ret = add_state(&in, index, err);
-    return ret == CAIRN_OK ? publish(&in, in.backing.ref.tag, ret_ref, err) : ret;
+    if (ret == CAIRN_OK)
+        ret = publish(&in, in.backing.ref.tag, ret_ref, err);
+    *ret_missing = in.missing;
+    return ret;
+}
+
+/* Layers are gone when they are sent, so all begins again: what is there is not sent twice. */
+int cairn_push_internal(struct cairn_client *client, const char *file, const char *snapshot,
+                        const char *ref, char **ret_ref, struct cairn_error *err)
+{
+    bool missing = true;
+    int ret = CAIRN_OK;
+
+    for (unsigned i = 0; missing && i <= CLIENT_RESENDS; i++)
+        ret = push_one(client, file, snapshot, ref, ret_ref, &missing, err);
+    return ret;
 }
 
 /* -- All snapshots and the active disk ------------------------------------------------------ */
@@ -359,8 +376,8 @@ static int push_all(struct internal *in, char *const *tags, json_t *root, struct
     return ret;
 }
 
-int cairn_push_internal_all(struct cairn_client *client, const char *file, const char *ref,
-                            char **ret_json, struct cairn_error *err)
+static int push_tree(struct cairn_client *client, const char *file, const char *ref,
+                     char **ret_json, bool *ret_missing, struct cairn_error *err)
 {
     CLEANUP(internal_release) struct internal in = {0};
     char **tags = NULL;
@@ -376,5 +393,17 @@ int cairn_push_internal_all(struct cairn_client *client, const char *file, const
         ret = json_memory_dump(root, JSON_COMPACT, ret_json, err);
     snapshot_tags_free(tags, in.states.nr_snapshots);
     json_decref(root);
+    *ret_missing = in.missing;
+    return ret;
+}
+
+int cairn_push_internal_all(struct cairn_client *client, const char *file, const char *ref,
+                            char **ret_json, struct cairn_error *err)
+{
+    bool missing = true;
+    int ret = CAIRN_OK;
+
+    for (unsigned i = 0; missing && i <= CLIENT_RESENDS; i++)
+        ret = push_tree(client, file, ref, ret_json, &missing, err);
     return ret;
 }

@@ -236,7 +236,7 @@ static int help_or_wait(struct store *store, const char *name, struct cairn_erro
 
 /* *ret_settled: the marker is gone. */
 static int revive_once(struct store *store, const char *name, const char *key, bool *ret_settled,
-                       bool *ret_gone, struct cairn_error *err)
+                       struct cairn_error *err)
 {
     CLEANUP_FREE char *value = NULL;
     struct marker m;
@@ -245,11 +245,8 @@ static int revive_once(struct store *store, const char *name, const char *key, b
     *ret_settled = !r && !value;
     if (r || !value)
         return r;
-    if (m.deleting) {
-        if (ret_gone)
-            *ret_gone = true;
+    if (m.deleting)
         return help_or_wait(store, name, err);
-    }
     r = store_touch(store, key, err);
     if (!r || r == CAIRN_E_NOT_FOUND)
         r = store_cas(store, name, value, NULL, err);
@@ -257,17 +254,15 @@ static int revive_once(struct store *store, const char *name, const char *key, b
     return r == CAIRN_E_CONFLICT ? CAIRN_OK : r;
 }
 
-int condemned_revive(struct store *store, const char *key, bool *ret_gone, struct cairn_error *err)
+int condemned_revive(struct store *store, const char *key, struct cairn_error *err)
 {
     const uint64_t deadline = clock_now_us() + PATIENCE_US;
     char name[MARKER_KEY_MAX];
     bool settled = false;
 
     marker_key(key, name);
-    if (ret_gone)
-        *ret_gone = false;
     while (!settled) {
-        int r = revive_once(store, name, key, &settled, ret_gone, err);
+        int r = revive_once(store, name, key, &settled, err);
 
         if (r)
             return r;

@@ -41,12 +41,12 @@ int condemned_delete(struct store *store, const char *by, const char *key, const
                      bool *ret_gone, struct cairn_error *err);
 
 /*
- * For who has made a claim on an object that the collector will see (claims.h): when this returns,
- * the object is not condemned, and will be deleted only if it is condemned anew.  If it was being
- * deleted that has ended, and *ret_gone (may be NULL) says that there was such a moment.  Waiting
- * for that ends with CAIRN_E_UNAVAILABLE.
+ * For who has made a claim on an object that the collector will see (collect.h): when this returns,
+ * the object is not condemned, and if it is there, which is to be looked at only now, it will be
+ * deleted only if it is condemned anew.  If it was being deleted that is over; waiting for it ends
+ * with CAIRN_E_UNAVAILABLE.
  */
-int condemned_revive(struct store *store, const char *key, bool *ret_gone, struct cairn_error *err);
+int condemned_revive(struct store *store, const char *key, struct cairn_error *err);
 
 /*
  * Clear away all markers that nobody is busy with: what is being deleted is gone when this returns,

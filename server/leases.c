@@ -139,8 +139,7 @@ static int secure(struct store *store, const struct lease *lease, struct cairn_e
     struct digest found;
     char key[REGISTRY_KEY_MAX];
     int r = condemned_revive(
-        store, registry_repo_key(lease->ref.repo, "_manifests", &lease->ref.digest, key), NULL,
-        err);
+        store, registry_repo_key(lease->ref.repo, "_manifests", &lease->ref.digest, key), err);
 
     step_reached(STEP_LEASE_REVIVED);
     return r ? r : registry_resolve(store, &lease->ref, &found, err);

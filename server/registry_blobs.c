@@ -64,27 +64,40 @@ static int put_link(struct store *store, const char *key, uint64_t size, struct 
 
     if (r == CAIRN_E_CONFLICT)
         r = store_touch(store, key, err);
-    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r; /* on its way out: that shows in its marker */
+    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r; /* deleted since: the caller looks */
 }
 
-/* One that was condemned before is revived, one that was being deleted is put again. */
+/* Revive the link, as far as there is something to revive, and look whether it is there. */
+static int secure_link(struct store *store, const char *key, bool *ret_there,
+                       struct cairn_error *err)
+{
+    bool running;
+    uint64_t size;
+    int r = collect_is_running(store, &running, err);
+
+    if (!r && running)
+        r = condemned_revive(store, key, err);
+    step_reached(STEP_LINK_REVIVED);
+    if (!r)
+        r = store_head(store, key, &size, err);
+    *ret_there = r == CAIRN_OK;
+    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
+}
+
+/* One that was there and is deleted under our hands is put again. */
 int registry_show_blob(struct store *store, const char *repo, const struct digest *d, uint64_t size,
                        struct cairn_error *err)
 {
     char key[REGISTRY_KEY_MAX];
-    bool running = true, gone = true;
+    bool there = false;
     int r = CAIRN_OK;
 
     registry_repo_key(repo, "_blobs", d, key);
-    while (gone && !r) {
-        gone = false;
+    while (!there && !r) {
         r = put_link(store, key, size, err);
         step_reached(STEP_LINK_STORED);
         if (!r)
-            r = collect_is_running(store, &running, err);
-        if (!r && running)
-            r = condemned_revive(store, key, &gone, err);
-        step_reached(STEP_LINK_REVIVED);
+            r = secure_link(store, key, &there, err);
     }
     return r;
 }
@@ -96,7 +109,7 @@ int registry_revive_blob(struct store *store, const struct digest *d, struct cai
     int r = collect_is_running(store, &running, err);
 
     if (!r && running)
-        r = condemned_revive(store, registry_blob_key(d, key), NULL, err);
+        r = condemned_revive(store, registry_blob_key(d, key), err);
     step_reached(STEP_BLOB_REVIVED);
     return r;
 }
@@ -272,9 +285,9 @@ static int renew_blob(const struct registry_call *call, const struct digest *d,
     if (!r)
         r = collect_is_running(call->store, &running, err);
     if (!r && running)
-        r = condemned_revive(call->store, link, NULL, err);
+        r = condemned_revive(call->store, link, err);
     if (!r && running)
-        r = condemned_revive(call->store, blob, NULL, err);
+        r = condemned_revive(call->store, blob, err);
     step_reached(STEP_BLOB_RENEWED);
     return r;
 }

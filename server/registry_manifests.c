@@ -307,9 +307,8 @@ static int revive_blob(const struct registry_call *call, const json_t *descripto
 
     if (!text || digest_parse(text, strlen(text), &d, NULL))
         return CAIRN_OK; /* check_blobs says what is wrong */
-    r = condemned_revive(call->store, registry_repo_key(call->target.repo, "_blobs", &d, key), NULL,
-                         err);
-    return r ? r : condemned_revive(call->store, registry_blob_key(&d, key), NULL, err);
+    r = condemned_revive(call->store, registry_repo_key(call->target.repo, "_blobs", &d, key), err);
+    return r ? r : condemned_revive(call->store, registry_blob_key(&d, key), err);
 }
 
 /* The manifest, should it be there already, and all that it lists. */
@@ -320,7 +319,7 @@ static int revive_all(const struct registry_call *call, const struct document *d
     char key[REGISTRY_KEY_MAX];
     bool running;
     int r = condemned_revive(call->store,
-                             registry_repo_key(call->target.repo, "_manifests", d, key), NULL, err);
+                             registry_repo_key(call->target.repo, "_manifests", d, key), err);
 
     if (!r)
         r = collect_is_running(call->store, &running, err);
@@ -664,7 +663,7 @@ static int delete_once(const struct registry_call *call, const struct digest *d,
     snprintf(del.by, sizeof(del.by), "delete-");
     r = store_random_hex(del.by + strlen(del.by), 16, err);
     if (!r)
-        r = condemned_revive(call->store, del.key, NULL, err);
+        r = condemned_revive(call->store, del.key, err);
     if (!r)
         r = find_record(&del, err);
     if (!r)

@@ -156,7 +156,9 @@ struct scene {
 };
 
 struct promise {
-    const char *repo, *tag; /* what must name the garbage disk, complete; repo NULL: nothing */
+    /* What must name the garbage disk, complete; tag NULL: its layers must be there, repo NULL:
+     * nothing. */
+    const char *repo, *tag;
 };
 
 static struct promise publish_again(const struct client *c, struct scene *s)
@@ -220,19 +222,48 @@ static struct promise publish_and_delete(const struct client *c, struct scene *s
     return (struct promise){NULL, NULL};
 }
 
+/* Blobs by themselves: within grace they are there because they were sent, mounted or asked for. */
+static struct promise provide_layers(const struct client *c, struct scene *s, const char *repo,
+                                     enum blob_source source)
+{
+    for (int i = 0; i < NR_LAYERS; i++)
+        while (!provide(c, repo, s->garbage.layers[i], source))
+            ;
+    return (struct promise){repo, NULL};
+}
+
+static struct promise send_layers(const struct client *c, struct scene *s)
+{
+    return provide_layers(c, s, "garbage", SEND);
+}
+
+static struct promise look_for_layers(const struct client *c, struct scene *s)
+{
+    return provide_layers(c, s, "garbage", LOOK);
+}
+
+static struct promise mount_layers(const struct client *c, struct scene *s)
+{
+    return provide_layers(c, s, "mounts", MOUNT);
+}
+
 typedef struct promise (*publisher_fn)(const struct client *c, struct scene *s);
 
 static const struct {
     const char *name;
     publisher_fn run;
+    uint64_t grace_s; /* of the run beside it; then all that was there before is old */
 } publishers[] = {
-    {"publish_again", publish_again},
-    {"publish_by_look", publish_by_look},
-    {"publish_by_mount", publish_by_mount},
-    {"tag_again", tag_again},
-    {"publish_to_a_new_repository", publish_to_a_new_repository},
-    {"take_lease", take_lease},
-    {"publish_and_delete", publish_and_delete},
+    {"publish_again", publish_again, 0},
+    {"publish_by_look", publish_by_look, 0},
+    {"publish_by_mount", publish_by_mount, 0},
+    {"tag_again", tag_again, 0},
+    {"publish_to_a_new_repository", publish_to_a_new_repository, 0},
+    {"take_lease", take_lease, 0},
+    {"publish_and_delete", publish_and_delete, 0},
+    {"send_layers", send_layers, 3600},
+    {"look_for_layers", look_for_layers, 3600},
+    {"mount_layers", mount_layers, 3600},
 };
 #define NR_PUBLISHERS (sizeof(publishers) / sizeof(publishers[0]))
 
@@ -377,8 +408,10 @@ static void check_scene(struct scene *s, const struct promise *p)
     assert_true(tag_is_whole(&c, &s->garbage, "garbage", "t"));
     assert_true(tag_is_whole(&c, &s->garbage, "mounts", "t"));
     assert_true(tag_is_whole(&c, &s->garbage, "new/one", "t"));
-    if (p->repo)
+    if (p->repo && p->tag)
         assert_true(is_complete(&c, &s->garbage, p->repo, p->tag));
+    for (int i = 0; p->repo && !p->tag && i < NR_LAYERS; i++)
+        assert_true(has_bytes(&c, p->repo, s->garbage.layers[i]));
 }
 
 /* -- Part one: what is kept, what goes --- */
@@ -908,10 +941,13 @@ static void try_order(struct fixture *f, const struct order *o, unsigned ret_ste
     scene_init(&s, f);
     play.scene = &s;
     play.options.claim_age_s = o->claim_age_s;
+    play.options.grace_s = publishers[o->publisher].grace_s;
+    if (play.options.grace_s > 0)
+        assert_int_equal(nftw(f->dir, make_old, 16, FTW_PHYS), 0);
     perform(&play, o->first, o->stop_at);
     assert_int_equal(play.collected, CAIRN_OK);
     check_scene(&s, &play.promise);
-    collect_now(f);
+    collect(f, &play.options, &play.result);
     check_scene(&s, &play.promise);
     clear_store(&s);
     scene_release(&s);
@@ -1097,6 +1133,8 @@ static void test_a_collector_that_ends_at_any_step(void **state)
     bool ended = true;
 
     for (unsigned step = 0; ended; step++) {
+        struct collect_options options = everything;
+        struct collect_result result;
         struct promise p;
         struct scene s;
 
@@ -1107,7 +1145,8 @@ static void test_a_collector_that_ends_at_any_step(void **state)
         check_scene(&s, &(struct promise){NULL, NULL});
         p = publishers[step % NR_PUBLISHERS].run(&(struct client){f, f->curl}, &s);
         check_scene(&s, &p);
-        collect_now(f);
+        options.grace_s = publishers[step % NR_PUBLISHERS].grace_s;
+        collect(f, &options, &result);
         check_scene(&s, &p);
         clear_store(&s);
         scene_release(&s);
