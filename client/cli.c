@@ -25,6 +25,7 @@ static const struct cli_command commands[] = {
     {"tag", "REF NEW", "give a disk another name", cli_tag},
     {"rm", "REF…", "remove tags, or manifests by their digests", cli_rm},
     {"verify", "REF|DIR", "read a disk and compare it with its digests", cli_verify},
+    {"gc", "", "have the service give back what nothing refers to", cli_gc},
     {"scrub", "", "have the service read all that it stores", cli_scrub},
     {"token", "NAME GRANT…", "make a token, and its line for the server's token file", cli_token},
     {"image create", "FILE [SIZE]", "make a local qcow2 image", cli_image_create},

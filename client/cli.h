@@ -35,6 +35,7 @@ int cli_ls(int argc, char **argv);
 int cli_diff(int argc, char **argv);
 int cli_tag(int argc, char **argv);
 int cli_rm(int argc, char **argv);
+int cli_gc(int argc, char **argv);
 int cli_scrub(int argc, char **argv);
 int cli_verify(int argc, char **argv);
 int cli_token(int argc, char **argv);

@@ -17,6 +17,7 @@ struct fact {
     int (*fetch)(struct cairn_client *client, char **operands, const char *internal,
                  char **ret_json, struct cairn_error *err);
     void (*print)(const json_t *json);
+    const struct fact *other; /* what it shows instead with the option of other->spec.name */
 };
 
 static int show(const struct fact *fact, const char *text, bool as_json)
@@ -37,12 +38,16 @@ static int show(const struct fact *fact, const char *text, bool as_json)
 
 static int run(const struct fact *fact, int argc, char **argv)
 {
-    bool as_json = false;
+    bool as_json = false, other = false;
     const char *internal = NULL;
     const struct cli_option options[] = {
         {"json", NULL, NULL, &as_json, "print JSON"},
-        {fact->has_internal ? "internal" : NULL, "NAME", &internal, NULL,
-         "of this internal snapshot of the top layer (name or ID)"},
+        fact->has_internal
+            ? (struct cli_option){"internal", "NAME", &internal, NULL,
+                                  "of this internal snapshot of the top layer (name or ID)"}
+        : fact->other ? (struct cli_option){fact->other->spec.name, NULL, NULL, &other,
+                                            fact->other->spec.help}
+                      : (struct cli_option){0},
         {0},
     };
     struct cli_spec spec = fact->spec;
@@ -56,6 +61,8 @@ static int run(const struct fact *fact, int argc, char **argv)
     spec.options = options;
     if (!cli_parse(&spec, argc, argv, &common, &ret))
         return ret;
+    if (other)
+        fact = fact->other;
     for (int i = 0; i < common.nr_operands; i++)
         operands[i] = common.operands[i];
     ret = cli_client_new(&common, &client, &err);
@@ -327,9 +334,40 @@ static void print_list(const json_t *json)
                cli_escape(cli_string(item, "digest"), digest));
 }
 
+static int fetch_leases(struct cairn_client *client, char **operands, const char *internal,
+                        char **ret_json, struct cairn_error *err)
+{
+    (void)internal;
+    return cairn_leases(client, operands[0], ret_json, err);
+}
+
+static void print_leases(const json_t *json)
+{
+    const json_t *lease;
+    size_t i;
+
+    json_array_foreach(json_object_get(json, "leases"), i, lease)
+    {
+        char repo[CLI_ESCAPE_MAX], digest[CLI_ESCAPE_MAX], holder[CLI_ESCAPE_MAX];
+        char created[CLI_ESCAPE_MAX], expires[CLI_ESCAPE_MAX];
+
+        printf("%s@%s  since %s  until %s  %s\n", cli_escape(cli_string(lease, "repository"), repo),
+               short_digest(cli_string(lease, "manifest"), digest),
+               cli_escape(cli_string(lease, "created"), created),
+               cli_escape(cli_string(lease, "expires"), expires),
+               cli_escape(cli_string(lease, "holder"), holder));
+    }
+}
+
 int cli_ls(int argc, char **argv)
 {
+    static const struct fact leases = {
+        .spec = {.name = "leases", .help = "list the leases that attached disks hold"},
+        .fetch = fetch_leases,
+        .print = print_leases,
+    };
     static const struct fact fact = {
+        .other = &leases,
         .spec = {.name = "ls", .min_operands = 0, .max_operands = 1},
         .fetch = fetch_list,
         .print = print_list,

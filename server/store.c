@@ -171,8 +171,9 @@ int store_stat(struct store *store, const char *key, struct store_stat *ret_stat
 int store_now(struct store *store, uint64_t *ret_now_us, struct cairn_error *err)
 {
     uint64_t since = clock_now_us();
+    int r = nowait_check(err);
 
-    return called(store, STORE_CALL_HEAD, since, store->ops->now(store, ret_now_us, err));
+    return r ? r : called(store, STORE_CALL_HEAD, since, store->ops->now(store, ret_now_us, err));
 }
 
 int store_touch(struct store *store, const char *key, struct cairn_error *err)
