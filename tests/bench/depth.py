@@ -32,7 +32,7 @@ import tempfile
 import time
 
 from nbd_bench import Contender, median, run, run_fio, start_qemu_nbd, wait_for
-from cairntest import Attachment, CAIRN, Cairnd, MIB, Process, preload, private_home
+from cairntest import Attachment, CAIRN, Cairnd, MIB, Process, preload, private_home, socket_of
 from nbdclient import NbdClient
 from deep_chain import CLUSTERS, STAMP, DeepChain
 from depth_report import print_report, write_svg
@@ -47,6 +47,7 @@ CACHE = ("--cache-size", "64G")  # nothing is evicted
 RANDOM = ("--rw=randread", "--bs=4k", "--iodepth=16", "--time_based", "--norandommap")
 SEQUENTIAL = ("--rw=read", "--bs=256k", "--iodepth=4")
 WARM_PASSES = 4
+GREETING = b"NBDMAGIC"
 
 
 def parse_arguments():
@@ -109,15 +110,16 @@ class CairnDisk(Contender):
                                             *self.arguments[1:]))
 
     def attach_seconds(self):
-        """From the command's start to its URI, which it prints once the socket answers."""
+        """From the command's start to the greeting at the URI that it prints."""
         begun = time.perf_counter()
         process = subprocess.Popen([CAIRN, *map(str, self.arguments)], stdout=subprocess.PIPE,
                                    env=dict(os.environ, CAIRN_SERVER=self.server.url, **preload()))
         with process:
-            uri = process.stdout.readline()
+            uri = process.stdout.readline().decode()
+            greeted = uri.startswith("nbd+unix:") and answers(socket_of(uri))
             seconds = time.perf_counter() - begun
             process.terminate()
-        if not uri.startswith(b"nbd+unix:"):
+        if not greeted:
             raise SystemExit(f"{self.name}: attach says {uri!r}, exit code {process.returncode}")
         return seconds
 
@@ -169,9 +171,11 @@ class NbdkitDisk(Contender):
 
 
 def answers(path):
+    """Whether a server greets there.  That it can be connected to says little: qemu-nbd listens before it
+    opens its images."""
     with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
         client.connect(str(path))
-        return True
+        return client.recv(len(GREETING), socket.MSG_WAITALL) == GREETING
     return False
 
 

@@ -168,6 +168,10 @@ class Axis:
         return [10.0 ** exponent for exponent in range(self.low, self.high + 1)]
 
 
+def decade(value):
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
 def text(x, y, words, anchor="middle", extra=""):
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {extra}>{escape(words)}</text>'
 
@@ -180,10 +184,10 @@ def line(points, colour):
 
 def grid(x_axis, y_axis):
     yield from (f'<line x1="{x_axis.a}" x2="{x_axis.b}" y1="{y_axis.at(v):.1f}" y2="{y_axis.at(v):.1f}" '
-                f'stroke="#ddd"/>' + text(x_axis.a - 6, y_axis.at(v) + 4, f"{v:,g}", "end")
+                f'stroke="#ddd"/>' + text(x_axis.a - 6, y_axis.at(v) + 4, decade(v), "end")
                 for v in y_axis.decades())
     yield from (f'<line x1="{x_axis.at(v):.1f}" x2="{x_axis.at(v):.1f}" y1="{y_axis.a}" y2="{y_axis.b}" '
-                f'stroke="#eee"/>' + text(x_axis.at(v), y_axis.a + 16, f"{v:,g}")
+                f'stroke="#eee"/>' + text(x_axis.at(v), y_axis.a + 16, decade(v))
                 for v in x_axis.decades())
 
 

@@ -363,6 +363,11 @@ def preload():
     return {"LD_PRELOAD": f"{runtime}:{shim}", "LSAN_OPTIONS": "exitcode=0"}
 
 
+def socket_of(uri):
+    """The path in an nbd+unix URI."""
+    return urllib.parse.parse_qs(urllib.parse.urlsplit(uri.strip()).query)["socket"][0]
+
+
 class Attachment(Process):
     """`cairn attach` in the foreground; .uri and .socket are for NBD clients."""
 
@@ -377,8 +382,7 @@ class Attachment(Process):
         except BaseException:
             self.end()
             raise
-        query = urllib.parse.urlsplit(self.uri).query
-        self.socket = urllib.parse.parse_qs(query)["socket"][0]
+        self.socket = socket_of(self.uri)
 
     def find_uri(self, offset):
         found = re.search(r"^(nbd\+unix://\S+)$", self.text()[offset:], re.M)
