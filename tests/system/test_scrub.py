@@ -50,10 +50,10 @@ class Scrub(Case):
         hexa = digest.removeprefix("sha256:")
         return self.server.store / "blobs" / "sha256" / hexa[:2] / hexa
 
-    def put_disk(self, tag, data, server=None):
+    def put_disk(self, tag, data):
         """A disk of one raw layer; the layer's digest."""
-        http, digest = (server or self.server).http, digest_of(data)
-        for body in (EMPTY, data):
+        http, digest = self.server.http, digest_of(data)
+        for body in (EMPTY, data) if not self.blob_path(digest_of(EMPTY)).exists() else (data,):
             self.assertEqual(http.upload("vm", body, digest_of(body)).status, 201)
         manifest = json.dumps({
             "schemaVersion": 2, "mediaType": MANIFEST_TYPE,

@@ -4,6 +4,7 @@
 #include "test.h"
 
 #include <jansson.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,19 +24,22 @@ static struct cairn_error err;
 
 /* -- A store that fails as told --------------------------------------------------------------- */
 
+typedef void (*move_hook)(struct store *store, const char *from);
+
+/* The job's thread meets them. */
 static struct {
     const struct store_ops *inner;
-    unsigned failing_opens; /* so many more of blobs fail … */
-    int open_code;          /* … with this */
-    void (*before_move)(struct store *store, const char *from);
+    atomic_uint failing_opens; /* so many more of blobs fail … */
+    atomic_int open_code;      /* … with this */
+    _Atomic(move_hook) before_move;
 } faults;
 
 static int faulty_open_fd(struct store *store, const char *key, int *ret_fd, uint64_t *ret_size,
                           struct cairn_error *e)
 {
-    if (strncmp(key, "repos/", 6) != 0 && faults.failing_opens > 0) {
-        faults.failing_opens--;
-        return error_set(e, (enum cairn_code)faults.open_code, "a cable is loose");
+    if (strncmp(key, "repos/", 6) != 0 && atomic_load(&faults.failing_opens) > 0) {
+        atomic_fetch_sub(&faults.failing_opens, 1);
+        return error_set(e, (enum cairn_code)atomic_load(&faults.open_code), "a cable is loose");
     }
     return faults.inner->open_fd(store, key, ret_fd, ret_size, e);
 }
@@ -43,9 +47,8 @@ static int faulty_open_fd(struct store *store, const char *key, int *ret_fd, uin
 static int faulty_move(struct store *store, const char *from, const char *to,
                        enum store_put_mode mode, struct cairn_error *e)
 {
-    void (*hook)(struct store *, const char *) = faults.before_move;
+    move_hook hook = atomic_exchange(&faults.before_move, NULL);
 
-    faults.before_move = NULL;
     if (hook)
         hook(store, from);
     return faults.inner->move(store, from, to, mode, e);
@@ -86,7 +89,8 @@ static int setup(void **state)
     assert_non_null(mkdtemp(f->dir));
     snprintf(f->url, sizeof(f->url), "fs:%s", f->dir);
     assert_int_equal(store_open(f->url, &f->store, &err), CAIRN_OK);
-    memset(&faults, 0, sizeof(faults));
+    atomic_store(&faults.failing_opens, 0);
+    atomic_store(&faults.before_move, NULL);
     faults.inner = f->store->ops;
     f->ops = *f->store->ops;
     f->ops.open_fd = faulty_open_fd;
@@ -187,10 +191,10 @@ static void test_one_failure_to_read_is_no_damage(void **state)
     struct fixture *f = *state;
     struct digest blob = put_blob(f, "hello", "hello");
 
-    faults.failing_opens = 1;
-    faults.open_code = CAIRN_E_IO;
+    atomic_store(&faults.failing_opens, 1);
+    atomic_store(&faults.open_code, CAIRN_E_IO);
     assert_string_equal(scrub(f), "done");
-    assert_int_equal(faults.failing_opens, 0);
+    assert_int_equal(atomic_load(&faults.failing_opens), 0);
     assert_int_equal(nr_damaged(f), 0);
     assert_true(is_stored(f, &blob));
 }
@@ -201,8 +205,8 @@ static void test_unreadable_blob_is_damaged(void **state)
     struct digest blob = put_blob(f, "hello", "hello");
     const json_t *item;
 
-    faults.failing_opens = 4; /* twice where it was, twice where it was moved to */
-    faults.open_code = CAIRN_E_IO;
+    atomic_store(&faults.failing_opens, 4); /* twice where it was, twice where it was moved to */
+    atomic_store(&faults.open_code, CAIRN_E_IO);
     assert_string_equal(scrub(f), "done");
     assert_int_equal(nr_damaged(f), 1);
     item = json_array_get(json_object_get(result(f), "damaged"), 0);
@@ -223,8 +227,8 @@ static void test_store_that_does_not_answer_is_no_damage(void **state)
     struct fixture *f = *state;
     struct digest blob = put_blob(f, "hello", "hello");
 
-    faults.failing_opens = 1000;
-    faults.open_code = CAIRN_E_UNAVAILABLE;
+    atomic_store(&faults.failing_opens, 1000);
+    atomic_store(&faults.open_code, CAIRN_E_UNAVAILABLE);
     assert_string_equal(scrub(f), "failed");
     assert_int_equal(nr_damaged(f), 0);
     assert_true(is_stored(f, &blob));
@@ -241,9 +245,9 @@ static void test_good_blob_that_was_moved_goes_back(void **state)
     struct fixture *f = *state;
     struct digest blob = put_blob(f, "hello", "hullo");
 
-    faults.before_move = put_right_one;
+    atomic_store(&faults.before_move, put_right_one);
     assert_string_equal(scrub(f), "done");
-    assert_null(faults.before_move);
+    assert_null(atomic_load(&faults.before_move));
     assert_int_equal(nr_damaged(f), 0);
     assert_true(is_stored(f, &blob));
     assert_int_equal(quarantine_check(f->store, &blob, &err), CAIRN_OK);
@@ -259,7 +263,7 @@ static void test_blob_that_was_deleted_is_no_damage(void **state)
     struct fixture *f = *state;
     struct digest blob = put_blob(f, "hello", "hullo");
 
-    faults.before_move = delete_it;
+    atomic_store(&faults.before_move, delete_it);
     assert_string_equal(scrub(f), "done");
     assert_int_equal(nr_damaged(f), 0);
     assert_int_equal(quarantine_check(f->store, &blob, &err), CAIRN_OK);
