@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,9 @@
 #include "cleanup.h"
 
 #define LISTEN_BACKLOG 1024
+/* What the kernel holds of a reply that has not been sent: without it megabytes, for each client that
+ * does not read.  What is on its way does not count, so a far client gets no less. */
+#define UNSENT_MAX (512 << 10)
 
 /* getaddrinfo takes numbers beyond it. */
 static bool is_port(const char *text)
@@ -52,9 +56,10 @@ static int bind_socket(const struct addrinfo *ai, int *ret_fd)
 {
     CLEANUP_CLOSE int fd =
         socket(ai->ai_family, ai->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, ai->ai_protocol);
-    const int on = 1;
+    const int on = 1, unsent = UNSENT_MAX; /* connections inherit it */
 
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
+        setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent)) != 0 ||
         bind(fd, ai->ai_addr, ai->ai_addrlen) != 0 || listen(fd, LISTEN_BACKLOG) != 0)
         return errno;
     *ret_fd = steal_fd(&fd);

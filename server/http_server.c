@@ -77,12 +77,13 @@ static struct MHD_Daemon *start_daemon(struct http_server *server,
         MHD_OPTION_CONNECTION_TIMEOUT, options->connection_timeout_s,           //
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, options->connection_memory,         //
         MHD_OPTION_CONNECTION_MEMORY_INCREMENT, options->connection_memory / 4, //
-        MHD_OPTION_STRICT_FOR_CLIENT, 1,                                        //
-        MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, server,                     //
-        MHD_OPTION_URI_LOG_CALLBACK, http_request_start, server,                //
-        MHD_OPTION_NOTIFY_COMPLETED, http_request_completed, server,            //
-        MHD_OPTION_NOTIFY_CONNECTION, on_connection, server,                    //
-        MHD_OPTION_ARRAY, tls,                                                  //
+        /* http_strict.c is; libmicrohttpd's own check of Host sends the head of its reply twice */
+        MHD_OPTION_STRICT_FOR_CLIENT, 0,                             //
+        MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, server,          //
+        MHD_OPTION_URI_LOG_CALLBACK, http_request_start, server,     //
+        MHD_OPTION_NOTIFY_COMPLETED, http_request_completed, server, //
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, server,         //
+        MHD_OPTION_ARRAY, tls,                                       //
         MHD_OPTION_END);
 }
 

@@ -8,8 +8,7 @@
  * Here a request that leaves any doubt is refused before a handler sees it, and its connection is
  * closed.
  *
- * What it does to a request before we see it cannot be helped here: it takes a bare LF for the end
- * of a line.  server/README.md says what that means.
+ * What it does to a request before we see it cannot be helped here (server/README.md, "Framing").
  */
 #include "http_strict.h"
 
@@ -28,6 +27,7 @@ enum single {
     SINGLE_RANGE,
     SINGLE_IF_RANGE,
     SINGLE_AUTHORIZATION,
+    SINGLE_EXPECT,
     NR_SINGLES,
 };
 
@@ -39,6 +39,7 @@ static const char *const single_names[NR_SINGLES] = {
     [SINGLE_RANGE] = "Range",
     [SINGLE_IF_RANGE] = "If-Range",
     [SINGLE_AUTHORIZATION] = "Authorization",
+    [SINGLE_EXPECT] = "Expect",
 };
 
 struct headers {
@@ -128,6 +129,19 @@ static const struct http_refusal *check_framing(const struct headers *headers, b
     return NULL;
 }
 
+static const struct http_refusal *check_others(const struct headers *headers, bool is_1_1)
+{
+    static const struct http_refusal no_host = {MHD_HTTP_BAD_REQUEST, "BAD_REQUEST",
+                                                "HTTP/1.1 wants a Host header"};
+    static const struct http_refusal expectation = {MHD_HTTP_EXPECTATION_FAILED, "UNSUPPORTED",
+                                                    "the only expectation known is 100-continue"};
+    const char *expect = headers->value_of[SINGLE_EXPECT];
+
+    if (is_1_1 && headers->nr_of[SINGLE_HOST] == 0)
+        return &no_host;
+    return expect && strcasecmp(expect, "100-continue") != 0 ? &expectation : NULL;
+}
+
 const struct http_refusal *http_strict_check(struct MHD_Connection *connection, const char *version,
                                              const struct http_limits *limits)
 {
@@ -140,6 +154,7 @@ const struct http_refusal *http_strict_check(struct MHD_Connection *connection, 
     static const struct http_refusal too_many = {MHD_HTTP_REQUEST_HEADER_FIELDS_TOO_LARGE,
                                                  "BAD_REQUEST", "too many headers, or too long"};
     const bool is_1_1 = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
+    const struct http_refusal *refusal;
     struct headers headers = {0};
 
     if (!is_1_1 && strcmp(version, MHD_HTTP_VERSION_1_0) != 0)
@@ -150,5 +165,8 @@ const struct http_refusal *http_strict_check(struct MHD_Connection *connection, 
         return &too_many;
     if (headers.malformed)
         return &malformed;
-    return has_double(&headers) ? &doubled : check_framing(&headers, is_1_1);
+    if (has_double(&headers))
+        return &doubled;
+    refusal = check_framing(&headers, is_1_1);
+    return refusal ? refusal : check_others(&headers, is_1_1);
 }

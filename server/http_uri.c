@@ -54,6 +54,15 @@ static bool has_dot_component(const char *path)
     return false;
 }
 
+/* As it was sent: what is not must be escaped (RFC 3986, section 2). */
+static bool is_printable(const char *text)
+{
+    for (; *text; text++)
+        if (*text <= 0x20 || *text >= 0x7f)
+            return false;
+    return true;
+}
+
 static bool split_query(struct http_uri *uri, char *query)
 {
     char *save = NULL;
@@ -90,6 +99,10 @@ unsigned http_uri_parse(const char *target, struct http_uri *ret_uri, const char
     if (strlen(target) > HTTP_URI_MAX) {
         *ret_reason = "the request target is too long";
         return MHD_HTTP_URI_TOO_LONG;
+    }
+    if (!is_printable(target)) {
+        *ret_reason = "the request target has a space, a control character or one beyond ASCII";
+        return MHD_HTTP_BAD_REQUEST;
     }
     ret_uri->text = strdup(target);
     ret_uri->path = ret_uri->text ? skip_authority(ret_uri->text) : NULL;
