@@ -213,7 +213,7 @@ static const char *advice(int code)
     if (code == CAIRN_E_CANCELLED)
         return "; the same command goes on where it was";
     if (code == CAIRN_E_DENIED)
-        return "; check permissions, or the token (--token-file, CAIRN_TOKEN)";
+        return "; check permissions, the token (--token-file, CAIRN_TOKEN), certificates";
     return "";
 }
 

@@ -445,15 +445,25 @@ static void set_times(struct conn *conn, const struct remote_call *call, uint64_
     }
 }
 
+/* That a client's certificate is missing or refused shows as a connection that ends. */
+static const char *tls_hint(const struct conn *conn, CURLcode code)
+{
+    if (code == CURLE_PEER_FAILED_VERIFICATION)
+        return "; whom to trust is said by --cacert or CAIRN_CACERT";
+    if ((code == CURLE_SSL_CONNECT_ERROR || code == CURLE_RECV_ERROR) &&
+        strncmp(conn->url, "https://", 8) == 0 && !conn->remote->given.cert)
+        return "; does it demand a certificate (--cert, --key)?";
+    return "";
+}
+
 int conn_error(const struct conn *conn, CURLcode code, const char *method, struct cairn_error *err)
 {
-    const char *hint = code == CURLE_PEER_FAILED_VERIFICATION
-                           ? "; --cacert or CAIRN_CACERT names the authority to trust"
-                           : "";
+    const enum cairn_code kind =
+        code == CURLE_PEER_FAILED_VERIFICATION ? CAIRN_E_DENIED : CAIRN_E_UNAVAILABLE;
 
-    return error_set(err, CAIRN_E_UNAVAILABLE, "%s %.300s: %s%s (request %s)", method, conn->url,
-                     conn->reason[0] ? conn->reason : curl_easy_strerror(code), hint,
-                     conn_request_id(conn));
+    return error_set(err, kind, "%s %.300s: %s%s", method, conn->url,
+                     conn->reason[0] ? conn->reason : curl_easy_strerror(code),
+                     tls_hint(conn, code));
 }
 
 /* The service did not take the token: has the file another one by now? */

@@ -63,7 +63,8 @@ const char *conn_request_id(const struct conn *conn);
 /* Bring the handle to its defaults, with connections kept.  shape remembers who set it up. */
 void conn_reshape(struct conn *conn, const void *shape);
 
-/* The error of an attempt that curl gave up; timed out or not, it is CAIRN_E_UNAVAILABLE. */
+/* The error of an attempt that curl gave up: CAIRN_E_DENIED for a server's certificate that is not
+ * to be trusted, else, timed out or not, CAIRN_E_UNAVAILABLE. */
 int conn_error(const struct conn *conn, CURLcode code, const char *method, struct cairn_error *err);
 
 /* A status that says to come back later: 502, 503, 504. */

@@ -316,12 +316,16 @@ static void log_refusal(unsigned status)
     gnutls_free(why.data);
 }
 
+/* A certificate that says what it is for must be a client's. */
 static int verify_client(gnutls_session_t session)
 {
+    static unsigned char purpose[] = GNUTLS_KP_TLS_WWW_CLIENT;
+    gnutls_typed_vdata_st wanted = {.type = GNUTLS_DT_KEY_PURPOSE_OID, .data = purpose};
     struct http_tls *tls = gnutls_session_get_ptr(session);
     unsigned status = 0;
 
-    if (gnutls_certificate_verify_peers3(session, NULL, &status) == GNUTLS_E_SUCCESS && status == 0)
+    if (gnutls_certificate_verify_peers(session, &wanted, 1, &status) == GNUTLS_E_SUCCESS &&
+        status == 0)
         return 0;
     atomic_fetch_add_explicit(&tls->clients_refused, 1, memory_order_relaxed);
     log_refusal(status);

@@ -16,11 +16,12 @@ class Authority:
         run("openssl", "req", "-x509", *NEW_KEY, "-keyout", self.key, "-out", self.cert,
             "-subj", f"/CN={name}", "-days", "2")
 
-    def sign(self, name, days=2, hosts="IP:127.0.0.1,DNS:localhost"):
+    def sign(self, name, days=2, hosts="IP:127.0.0.1,DNS:localhost", purpose=None):
         """A certificate and its key, as paths; days below 0: it has expired."""
         request, cert, key, extensions = (self.folder / f"{name}.{kind}"
                                           for kind in ("csr", "crt", "key", "ext"))
-        extensions.write_text(f"subjectAltName={hosts}\n")
+        extensions.write_text(f"subjectAltName={hosts}\n"
+                              + (f"extendedKeyUsage={purpose}\n" if purpose else ""))
         run("openssl", "req", *NEW_KEY, "-keyout", key, "-out", request, "-subj", f"/CN={name}")
         run("openssl", "x509", "-req", "-in", request, "-CA", self.cert, "-CAkey", self.key,
             "-days", days, "-extfile", extensions, "-out", cert)

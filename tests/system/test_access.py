@@ -237,6 +237,7 @@ class Repositories(AccessCase):
                                 for digest in (foreign, nothing))
                 self.assertEqual(theirs, none)
                 self.assertEqual(theirs[0], 404 if method != "DELETE" else 403)
+                self.assertEqual(bool(theirs[3]), method != "DELETE")  # it is seen where there is any
 
     def test_a_foreign_repository_is_as_one_that_does_not_exist(self):
         image = self.disk("vm")
@@ -608,7 +609,9 @@ class Client(AccessCase):
         env = {"CAIRN_TOKEN": self.everything, "CAIRN_CACERT": str(authority.cert)}
         server.cairn("ls", "--cert", cert, "--key", key, env=env)
         server.cairn("ls", env={**env, "CAIRN_CERT": str(cert), "CAIRN_KEY": str(key)})
-        self.failure(server, "ls", **env)
+        self.assertIn("--cert", self.failure(server, "ls", **env))
+        purpose = authority.sign("only-a-server", purpose="serverAuth")
+        self.failure(server, "ls", "--cert", purpose[0], "--key", purpose[1], **env)
 
     def test_a_token_does_not_leave_the_host_in_the_clear(self):
         env = {"CAIRN_TOKEN": self.everything, "CAIRN_SERVER": "http://192.0.2.1:7117"}
