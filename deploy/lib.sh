@@ -20,6 +20,7 @@ packages_tour=(qemu-utils nbdkit e2fsprogs)
 packages_test=(
     python3 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin fio skopeo curl
     e2fsprogs busybox-static strace redis-server haproxy rsync openssl lintian systemd
+    prometheus
 )
 # What the deployment tests want besides: a Docker engine, and a Debian to start from.  Where they
 # cannot be had those tests are skipped.

@@ -19,6 +19,8 @@
 #include "clock.h"
 #include "log.h"
 
+#define LOGGED_PATH_MAX 1024
+
 /* -- Requests, as handlers see them ------------------------------------------------------- */
 
 enum http_method http_method(const struct http_request *req)
@@ -248,6 +250,17 @@ static void log_peer(struct log_line *line, const struct http_request *req)
     log_text(line, "client", peer);
 }
 
+/* A long one must not push what follows out of the line. */
+static void log_path(struct log_line *line, const char *target)
+{
+    char path[LOGGED_PATH_MAX + 1];
+    int n = snprintf(path, sizeof(path), "%s", target);
+
+    if (n > LOGGED_PATH_MAX)
+        memcpy(path + LOGGED_PATH_MAX - 3, "...", 3);
+    log_text(line, "path", path);
+}
+
 static void log_request(const struct http_request *req, const struct http_exchange *x)
 {
     struct log_line line;
@@ -256,7 +269,7 @@ static void log_request(const struct http_request *req, const struct http_exchan
     if (line.dropped)
         return;
     log_text(&line, "method", req->method_text);
-    log_text(&line, "path", req->target ? req->target : "");
+    log_path(&line, req->target ? req->target : "");
     log_number(&line, "status", x->status);
     log_number(&line, "bytes_in", x->received);
     log_number(&line, "bytes_out", x->sent);

@@ -8,6 +8,19 @@
 #include "log.h"
 #include "quote.h"
 
+#define WHITE " \t\r\n"
+
+/* Cut white space off both ends. */
+static void trim(char *word)
+{
+    size_t skip = strspn(word, WHITE), len = strlen(word + skip);
+
+    while (len > 0 && strchr(WHITE, word[skip + len - 1]))
+        len--;
+    memmove(word, word + skip, len);
+    word[len] = 0;
+}
+
 /* The word in a body: {"level": "debug"}, or debug with white space around it. */
 static bool parse_body(const struct http_request *req, enum log_level *ret_level,
                        char word[LOG_LEVEL_BODY_MAX + 1])
@@ -17,17 +30,14 @@ static bool parse_body(const struct http_request *req, enum log_level *ret_level
     json_t *json = json_loadb(body, len, JSON_REJECT_DUPLICATES, NULL); /* NULL: a bare word */
     const char *level = json_string_value(json_object_get(json, "level"));
 
-    if (level)
-        snprintf(word, LOG_LEVEL_BODY_MAX + 1, "%s", level);
-    else
-        snprintf(word, LOG_LEVEL_BODY_MAX + 1, "%.*s", (int)len, body);
+    snprintf(word, LOG_LEVEL_BODY_MAX + 1, "%.*s", level ? (int)strlen(level) : (int)len,
+             level ? level : body);
     json_decref(json);
-    if (!level) {
-        size_t skip = strspn(word, " \t\r\n");
-
-        memmove(word, word + skip, strlen(word + skip) + 1);
-        word[strcspn(word, " \t\r\n")] = 0;
-    }
+    if (level)
+        return log_parse_level(word, ret_level);
+    if (strlen(word) != len) /* a zero byte */
+        return false;
+    trim(word);
     return log_parse_level(word, ret_level);
 }
 
