@@ -129,6 +129,8 @@ static int plugin_config(const char *name, const char *value)
         return nbdkit_parse_unsigned("deadline", value, &options.deadline_ms);
     else if (strcmp(name, "insecure-token") == 0)
         return take_bool(value, &options.insecure_token);
+    else if (strcmp(name, "lease") == 0)
+        return nbdkit_parse_unsigned("lease", value, &lease_s);
     else if (strcmp(name, "cache-size") == 0)
         return take_cache_size(value);
     else if (strcmp(name, "stop-fd") == 0)
@@ -162,7 +164,7 @@ static int plugin_config_complete(void)
     "cert=<FILE>        This host's certificate (default: $CAIRN_CERT).\n"                         \
     "key=<FILE>         And its key (default: $CAIRN_KEY).\n"                                      \
     "insecure-token=<BOOL>  Send the token without TLS to another host (default: false).\n"        \
-    "lease=<SECONDS>    How long the service keeps the chain without hearing of us; 0: no lease\n"  \
+    "lease=<SECONDS>    How long the service keeps the chain without hearing of us; 0: no lease\n" \
     "                   (default: 600).\n"                                                         \
     "cache=<DIR>        This host's block cache, shared by all disks (default: $CAIRN_CACHE).\n"   \
     "cache-size=<SIZE>  What it may take on the disk (default: 10G)."
@@ -221,7 +223,6 @@ static int open_disk(struct cairn_error *err)
     return ret;
 }
 
-/* nbdkit has no word between a debug message and an error that reaches the log. */
 static void tell_notice(void)
 {
     const char *notice = cairn_disk_notice(disk);

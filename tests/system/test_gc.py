@@ -9,6 +9,7 @@ CAIRN_TEST_SECONDS says for how long the random test goes on (default: a few sec
 import contextlib
 import hashlib
 import http.client
+import http.server
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import threading
 import time
 
 from cairntest import (CAIRN, Case, SEED, SLOWER, main, random_bytes, run, scaled, seeded,
-                       wait_for, KIB, MIB)
+                       wait_for, KIB)
 
 SECONDS = float(os.environ.get("CAIRN_TEST_SECONDS") or scaled(4, 8, 60))
 CONFIG = b"{}"
@@ -199,6 +200,31 @@ class World:
         self.layers = [random_bytes(rng, rng.randrange(1, 20 * KIB)) for _ in range(6)]
 
 
+class Between(http.server.BaseHTTPRequestHandler):
+    """Hands requests on to a server, and calls a function before each PUT of a manifest."""
+
+    protocol_version = "HTTP/1.1"
+
+    def hand_on(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.command == "PUT" and "/manifests/" in self.path:
+            self.server.before_manifest()
+        answer = self.server.behind.http.request(
+            self.command, self.path, body,
+            {k: v for k, v in self.headers.items() if k.lower() not in ("host", "expect")})
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            if name.lower() not in ("connection", "date", "server"):
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = hand_on
+
+    def log_message(self, *_):
+        pass
+
+
 class Gc(Case):
     def collect(self, server, *arguments):
         return server.cairn("gc", "--json", *arguments).json()["result"]
@@ -211,6 +237,134 @@ class Gc(Case):
 
     def stored(self, server, *folders):
         return {name for name in server.files() if name.split("/")[0] in folders}
+
+    # -- What an operator and a host see -------------------------------------------------------
+
+    def test_gc_gives_back_what_no_tag_leads_to(self):
+        server = self.cairnd()
+        kept, gone = self.image("kept.qcow2", 1), self.image("gone.qcow2", 2)
+        server.push(kept, "r:kept")
+        server.push(gone, "r:gone")
+        before = self.stored(server, "blobs", "index", "repos")
+        server.cairn("rm", "r:gone")
+        young = server.cairn("gc").stdout.decode()
+        self.assertIn("0 of 3 gone", young)  # the server's grace is a day
+        told = self.collect(server, "--dry-run", "--grace", "0s")
+        self.assertEqual(self.stored(server, "blobs", "index", "repos") | {"repos/r/_tags/gone"},
+                         before)
+        done = self.collect(server, "--grace", "0s")
+        self.assertEqual({k: v["deleted"] for k, v in told["kinds"].items()},
+                         {k: v["deleted"] for k, v in done["kinds"].items()})
+        self.assertEqual((done["kinds"]["manifests"]["deleted"],
+                          done["kinds"]["blobs"]["deleted"], done["kinds"]["index"]["deleted"]),
+                         (1, 1, 1))
+        self.assertEqual(told["bytesFreed"], done["bytesFreed"])
+        self.assertGreater(done["bytesFreed"], 256 * KIB)
+        self.assertEqual(len(before - self.stored(server, "blobs", "index", "repos")), 5)
+        server.cairn("verify", "r:kept")
+        metrics = server.metrics()
+        self.assertEqual(metrics["cairn_gc_freed_bytes_total"], done["bytesFreed"])
+        self.assertEqual(metrics['cairn_gc_runs_total{result="done"}'], 2)
+        self.assertGreater(metrics["cairn_gc_last_success_timestamp_seconds"], 0)
+        server.cairn("gc", "--grace", "a while", code=2)
+        self.assertRegex(server.cairn("gc", "--no-wait").last_line, r"^gc-")
+
+    def test_two_disks_that_share_layers(self):
+        """Deleting one does not harm the other."""
+        server = self.cairnd()
+        base, top = self.image("base.qcow2", 1), self.tmp / "top.qcow2"
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+        run("qemu-io", "-c", "write -P 3 1M 64k", top)
+        server.push(base, "r:base")
+        by_digest = server.push(top, "r:top")
+        server.cairn("rm", "r:base")
+        self.collect(server, "--grace", "0")
+        server.cairn("verify", "r:top")
+        server.push(base, "r:base")
+        server.cairn("rm", "--force", by_digest)
+        self.collect(server, "--grace", "0")
+        server.cairn("verify", "r:base")
+        self.assertEqual(len(self.stored(server, "blobs")), 2)  # and the empty config
+
+    def leases(self, server):
+        return server.cairn("ls", "--leases", "--json").json()["leases"]
+
+    def test_an_attached_disk_is_leased(self):
+        server = self.cairnd(arguments=["--gc-grace", "0"])
+        server.push(self.image("a.qcow2", 5), "r:a")
+        folder = self.tmp / "disk"
+        attached = self.attach(server, "r:a", "--disk", folder)
+        (first,) = self.leases(server)
+        self.assertTrue(first["holder"].endswith(f":{folder}"), first)
+        self.assertIn(str(folder), server.cairn("ls", "--leases", "r").stdout.decode())
+        server.cairn("rm", "r:a")
+        self.collect(server)
+        run("qemu-io", "-f", "raw", attached.uri, "-c", "read -P 5 0 256k",
+            "-c", "write -P 6 1M 64k")
+        # A snapshot moves it to the new chain.
+        published = server.cairn("snapshot", folder, "r:b").last_line
+        (second,) = self.leases(server)
+        self.assertEqual(f"r@{second['manifest']}", published)
+        server.cairn("rm", "r:b")
+        self.collect(server)
+        run("qemu-io", "-f", "raw", attached.uri, "-c", "read -P 5 0 256k",
+            "-c", "read -P 6 1M 64k")
+        # Letting go ends it.
+        attached.stop()
+        self.assertEqual(self.leases(server), [])
+        self.collect(server)
+        self.assertEqual(self.stored(server, "blobs", "repos", "index"), set())
+
+    def test_a_host_that_dies_loses_its_lease(self):
+        server = self.cairnd(arguments=["--gc-grace", "0"])
+        server.push(self.image("a.qcow2", 5), "r:a")
+        attached = self.attach(server, "r:a", "--read-only", "--lease", "6")
+        self.assertEqual(len(self.leases(server)), 1)
+        server.cairn("rm", "r:a")
+        attached.crash()
+        self.processes.remove(attached)
+        wait_for(lambda: self.leases(server) == [], "the lease to expire")
+        self.collect(server)
+        self.assertEqual(self.stored(server, "blobs", "repos", "leases"), set())
+
+    def test_a_lease_outlives_its_server(self):
+        """It is renewed as soon as there is one again, and reads do not wait for it."""
+        server = self.cairnd(arguments=["--gc-grace", "0"])
+        server.push(self.image("a.qcow2", 5), "r:a")
+        attached = self.attach(server, "r:a", "--read-only", "--lease", "6")
+        (lease,) = self.leases(server)
+        server.kill()
+        self.processes.remove(server)
+        again = self.cairnd(arguments=["--gc-grace", "0", "--listen", f"127.0.0.1:{server.port}"])
+        renewed = wait_for(lambda: [x for x in self.leases(again)
+                                    if x["renewed"] > lease["renewed"]], "the lease's renewal")
+        self.assertEqual(renewed[0]["manifest"], lease["manifest"])
+        run("qemu-io", "-f", "raw", "-r", attached.uri, "-c", "read -P 5 0 256k")
+
+    def test_a_push_sends_again_what_was_collected(self):
+        """Everything that is there or was sent is collected just before the manifest is put."""
+        server = self.cairnd(arguments=["--gc-grace", "0"])
+        base, top = self.image("base.qcow2", 1), self.tmp / "top.qcow2"
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+        run("qemu-io", "-c", "write -P 3 1M 64k", top)
+        server.push(base, "r:base")
+        server.cairn("rm", "r:base")
+        left = [3]
+
+        def collect():
+            if left[0] > 0:
+                left[0] -= 1
+                self.collect(server)
+                self.assertEqual(self.stored(server, "blobs"), set())
+        between = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Between)
+        between.behind, between.before_manifest = server, collect
+        threading.Thread(target=between.serve_forever, daemon=True).start()
+        self.addCleanup(between.server_close)
+        self.addCleanup(between.shutdown)
+        run(CAIRN, "push", top, "r:top",
+            env={"CAIRN_SERVER": f"http://127.0.0.1:{between.server_port}"})
+        self.assertEqual(left, [0])
+        server.cairn("verify", "r:top")
 
     # -- The random test ----------------------------------------------------------------------
 
