@@ -236,6 +236,13 @@ static int read_index(struct source *src, const struct digest *chain_id, struct 
     return r == CAIRN_E_NOT_FOUND ? error_set(err, CAIRN_E_CORRUPT, "a slice is missing") : r;
 }
 
+/* A flipped bit also makes another version of the format, or a size beyond the limits. */
+static bool is_of_the_object(int code)
+{
+    return code == CAIRN_E_CORRUPT || code == CAIRN_E_IO || code == CAIRN_E_UNSUPPORTED ||
+           code == CAIRN_E_LIMIT;
+}
+
 static int check_index(struct scrub_run *run, const char *key, const struct digest *chain_id,
                        enum scrub_verdict *ret_verdict, struct cairn_error *err)
 {
@@ -247,7 +254,7 @@ static int check_index(struct scrub_run *run, const char *key, const struct dige
         return CAIRN_OK;
     if (!r)
         r = read_index(src, chain_id, err);
-    if (r == CAIRN_E_CORRUPT || r == CAIRN_E_IO) {
+    if (is_of_the_object(r)) {
         *ret_verdict = SCRUB_DAMAGED;
         r = CAIRN_OK;
     }

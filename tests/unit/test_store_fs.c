@@ -436,7 +436,7 @@ static void test_expiry_removes_only_abandoned_uploads(void **state)
 {
     struct fixture *f = *state;
     const struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
-    char path[400], ids[3][STORE_UPLOAD_ID_MAX];
+    char path[512], ids[3][STORE_UPLOAD_ID_MAX];
     struct store_expired expired;
     uint64_t size;
 
