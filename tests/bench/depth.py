@@ -25,7 +25,6 @@ import random
 import re
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -47,7 +46,6 @@ CACHE = ("--cache-size", "64G")  # nothing is evicted
 RANDOM = ("--rw=randread", "--bs=4k", "--iodepth=16", "--time_based", "--norandommap")
 SEQUENTIAL = ("--rw=read", "--bs=256k", "--iodepth=4")
 WARM_PASSES = 4
-GREETING = b"NBDMAGIC"
 
 
 def parse_arguments():
@@ -110,16 +108,16 @@ class CairnDisk(Contender):
                                             *self.arguments[1:]))
 
     def attach_seconds(self):
-        """From the command's start to the greeting at the URI that it prints."""
+        """From the command's start until a client is in at the URI that it prints."""
         begun = time.perf_counter()
         process = subprocess.Popen([CAIRN, *map(str, self.arguments)], stdout=subprocess.PIPE,
                                    env=dict(os.environ, CAIRN_SERVER=self.server.url, **preload()))
         with process:
             uri = process.stdout.readline().decode()
-            greeted = uri.startswith("nbd+unix:") and answers(socket_of(uri))
+            is_in = uri.startswith("nbd+unix:") and answers(socket_of(uri))
             seconds = time.perf_counter() - begun
             process.terminate()
-        if not greeted:
+        if not is_in:
             raise SystemExit(f"{self.name}: attach says {uri!r}, exit code {process.returncode}")
         return seconds
 
@@ -171,11 +169,11 @@ class NbdkitDisk(Contender):
 
 
 def answers(path):
-    """Whether a server greets there.  That it can be connected to says little: qemu-nbd listens before it
-    opens its images."""
-    with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
-        client.connect(str(path))
-        return client.recv(len(GREETING), socket.MSG_WAITALL) == GREETING
+    """Whether a client gets in there.  That it can connect says little: qemu-nbd listens before it opens
+    its images."""
+    with contextlib.suppress(OSError):
+        NbdClient(str(path)).close()
+        return True
     return False
 
 
