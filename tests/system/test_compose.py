@@ -10,8 +10,8 @@ import socket
 import unittest
 
 import qemu
-from cairntest import (CAIRN, MIB, SANITIZER, Attachment, Case, first_difference, main,
-                       random_bytes, run, seeded, wait_for)
+from cairntest import (CAIRN, MIB, ROOT, SANITIZER, Attachment, Case, first_difference,
+                       main, random_bytes, run, seeded, wait_for)
 from docker import TARGETS, Engine, Project
 from guest_load import Load
 from redis import free_port
@@ -166,6 +166,21 @@ class Compose(Case):
         project.crash("cairnd")
         reader.goes_on()
         reader.stop()
+
+    def test_store_is_restored(self):
+        """From a backup into an empty store under a running server."""
+        project = self.project("docker-compose.single.yml")
+        content = self.push_base()
+        run(ROOT / "deploy" / "store-copy", "backup", self.volume(project), self.tmp / "backup")
+        project.compose("down", "--volumes")
+        project.up()
+        self.assertNotEqual(self.cairn("info", "demo/vm:v1", code=None).code, 0)
+        run(ROOT / "deploy" / "store-copy", "restore", self.tmp / "backup", self.volume(project))
+        self.check_disk("demo/vm:v1", content)
+
+    def volume(self, project):
+        """Where this host sees the store."""
+        return self.engine.inspect(f"{project.name}_store", "volume")["Mountpoint"]
 
     def test_tls(self):
         pem, crt = self.tmp / "cairn.pem", self.tmp / "cairn.crt"
