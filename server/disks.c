@@ -369,6 +369,7 @@ static void reply_lease(struct disks *disks, const char *name, const char *ref_t
     struct cairn_error err;
     struct ref ref;
 
+    http_reply_route(reply, id ? PATH_PREFIX "<ref>/leases/<id>" : PATH_PREFIX "<ref>/leases");
     if (ref_parse(ref_text, &ref, &err) != CAIRN_OK)
         http_reply_error(reply, 400, "NAME_INVALID", "%s", err.message);
     else

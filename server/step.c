@@ -7,13 +7,12 @@
 #ifdef CAIRN_FAULTS
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/random.h>
 #include <time.h>
 
-void (*step_hook)(void *ctx, enum step step);
-void *step_hook_ctx;
-
+static _Atomic(step_hook_fn) step_hook;
 static unsigned long pause_max_us;
 
 static void read_environment(void)
@@ -38,23 +37,19 @@ static void pause_at_random(void)
     nanosleep(&pause, NULL);
 }
 
-void step_reached(enum step step)
+void step_set_hook(step_hook_fn hook)
 {
-    if (step_hook)
-        step_hook(step_hook_ctx, step);
-    else
-        pause_at_random();
+    atomic_store(&step_hook, hook);
 }
 
-const char *step_name(enum step step)
+void step_reached(enum step step)
 {
-    static const char *const names[] = {
-#define STEP_NAME(name) #name,
-        STEPS(STEP_NAME)
-#undef STEP_NAME
-    };
+    step_hook_fn hook = atomic_load(&step_hook);
 
-    return names[step];
+    if (hook)
+        hook(step);
+    else
+        pause_at_random();
 }
 
 #endif

@@ -59,12 +59,11 @@ enum step {
 
 #ifdef CAIRN_FAULTS
 
-/* Called at each step, by whatever thread comes there.  Set while nothing runs. */
-extern void (*step_hook)(void *ctx, enum step step);
-extern void *step_hook_ctx;
+/* Called at each step, by whatever thread comes there; NULL: none. */
+typedef void (*step_hook_fn)(enum step step);
+void step_set_hook(step_hook_fn hook);
 
 void step_reached(enum step step);
-const char *step_name(enum step step);
 
 #else
 

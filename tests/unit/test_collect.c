@@ -821,11 +821,10 @@ static struct stage stage = {.lock = PTHREAD_MUTEX_INITIALIZER,
 static _Thread_local bool is_collector;
 
 /* The server's threads are the publisher's. */
-static void stop_at_step(void *ctx, enum step step)
+static void stop_at_step(enum step step)
 {
     enum actor me = is_collector ? COLLECTOR : PUBLISHER;
 
-    (void)ctx;
     (void)step;
     pthread_mutex_lock(&stage.lock);
     if (stage.actors[me].steps++ == stage.actors[me].stop_at) {
@@ -909,10 +908,12 @@ static void perform(struct play *play, enum actor first, const unsigned stop_at[
     const enum actor second = first == PUBLISHER ? COLLECTOR : PUBLISHER;
     pthread_t threads[2];
 
+    pthread_mutex_lock(&stage.lock);
     memset(stage.actors, 0, sizeof(stage.actors));
     for (int i = 0; i < 2; i++)
         stage.actors[i].stop_at = stop_at[i];
-    step_hook = stop_at_step;
+    pthread_mutex_unlock(&stage.lock);
+    step_set_hook(stop_at_step);
     assert_int_equal(pthread_create(&threads[first], NULL, roles[first], play), 0);
     wait_for_actor(first);
     assert_int_equal(pthread_create(&threads[second], NULL, roles[second], play), 0);
@@ -922,7 +923,7 @@ static void perform(struct play *play, enum actor first, const unsigned stop_at[
     let_go(second);
     pthread_join(threads[0], NULL);
     pthread_join(threads[1], NULL);
-    step_hook = NULL;
+    step_set_hook(NULL);
 }
 
 struct order {
@@ -1065,11 +1066,10 @@ static void test_random_orders(void **state)
 
 static unsigned end_at;
 
-static void end_at_step(void *ctx, enum step step)
+static void end_at_step(enum step step)
 {
     static atomic_uint steps;
 
-    (void)ctx;
     (void)step;
     if (atomic_fetch_add(&steps, 1) == end_at)
         _exit(99);
@@ -1088,7 +1088,7 @@ static int act(int argc, char **argv)
     end_at = (unsigned)strtoul(argv[3], NULL, 10);
     start(&f);
     f.curl = curl_easy_init();
-    step_hook = end_at_step;
+    step_set_hook(end_at_step);
     if (argc == 4) {
         collect(&f, &everything, &result);
     } else {
@@ -1096,7 +1096,7 @@ static int act(int argc, char **argv)
         publishers[strtoul(argv[4], NULL, 10)].run(&(struct client){&f, f.curl}, &s);
         scene_release(&s);
     }
-    step_hook = NULL;
+    step_set_hook(NULL);
     curl_easy_cleanup(f.curl);
     stop(&f);
     return 0;
