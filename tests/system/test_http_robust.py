@@ -318,27 +318,25 @@ class HttpRobust(Case):
     def test_uploads_that_die_at_any_byte(self):
         """An upload in one request and in chunks, cut behind each byte, by FIN and by RST: none of it
         is seen, and nothing is left open."""
-        self.serve()
+        self.serve("--header-timeout", "2", "--min-rate-window", "2")
         body = random_bytes(seeded("cut"), 150)
         digest = digest_of(body)
         whole = head("POST", f"{UPLOADS}?digest={digest}", f"Content-Length: {len(body)}") + body
         path = self.server.http.request("POST", UPLOADS).headers["Location"]
         chunks = head("PATCH", path, "Transfer-Encoding: chunked") + chunked(body[:70], body[70:])
-        before = self.descriptors()
         for data in (whole, chunks):
             for length in range(0, len(data), scaled(7, 1, 1)):
                 self.cut_at(data, length, reset=length % 2)
         self.assertEqual(self.server.http.request("HEAD", f"/v2/vm/blobs/{digest}").status, 404)
         self.assert_serves()
-        wait_for(lambda: self.descriptors() <= before + 2, "connections to be closed")
+        self.wait_until_alone()
 
     def test_reads_that_die_at_any_byte(self):
         """A range request that is cut behind each byte, and replies that are cut in their midst."""
-        self.serve()
+        self.serve("--header-timeout", "2", "--min-rate-window", "2")
         data = os.urandom(4 * MIB)
         path = self.put_blob(data)
         request = head("GET", path, "Range: bytes=1000-")
-        before = self.descriptors()
         for length in range(0, len(request), scaled(5, 1, 1)):
             self.cut_at(request, length, reset=length % 2)
         rng = seeded("replies")
@@ -348,10 +346,12 @@ class HttpRobust(Case):
             raw.socket.recv(rng.choice((1, 10, 300, 5000, 100000)))
             raw.reset() if number % 2 else raw.close()
         self.assert_serves()
-        wait_for(lambda: self.descriptors() <= before + 2, "connections to be closed")
+        self.wait_until_alone()
 
-    def descriptors(self):
-        return len(os.listdir(f"/proc/{self.server.pid}/fd"))
+    def wait_until_alone(self):
+        """Until there is no connection but the one that asks."""
+        wait_for(lambda: self.server.metrics()["cairn_http_connections"] <= 1,
+                 "connections to be closed", timeout=60)
 
     # -- Many, and slow ones -------------------------------------------------------------------
 
@@ -381,7 +381,7 @@ class HttpRobust(Case):
         self.assertLess(used - before, number * (64 + 16) * KIB * factor)
         for raw in idle:
             raw.close()
-        wait_for(lambda: self.descriptors() < number, "connections to be closed", timeout=60)
+        self.wait_until_alone()
 
     def hang(self, number, blob, disk):
         """Clients that hang: in their headers, in a body, in a reply from a file and in one that is
