@@ -381,7 +381,7 @@ class HttpRobust(Case):
         self.assertLess(used - before, number * (64 + 16) * KIB * factor)
         for raw in idle:
             raw.close()
-        self.wait_until_alone()
+        self.assert_serves()
 
     def hang(self, number, blob, disk):
         """Clients that hang: in their headers, in a body, in a reply from a file and in one that is
