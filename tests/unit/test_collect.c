@@ -877,6 +877,7 @@ struct play {
     struct promise promise;
     struct collect_result result;
     int collected;
+    long deleted; /* by who plays the collector's part: a client that deletes */
 };
 
 static void *play_publisher(void *arg)
@@ -901,10 +902,23 @@ static void *play_collector(void *arg)
     return NULL;
 }
 
-/* The first goes to its step, the second to its own, the first to its end, the second as well. */
-static void perform(struct play *play, enum actor first, const unsigned stop_at[2])
+static void *play_deleter(void *arg)
 {
-    static void *(*const roles[2])(void *) = {play_publisher, play_collector};
+    struct play *play = arg;
+    const struct client c = {play->scene->f, curl_easy_init()};
+    char path[500];
+
+    snprintf(path, sizeof(path), "/v2/garbage/manifests/%s", play->scene->garbage.digest);
+    play->deleted = request(&c, "DELETE", path, NULL, NULL, 0, NULL);
+    curl_easy_cleanup(c.curl);
+    actor_done(COLLECTOR);
+    return NULL;
+}
+
+/* The first goes to its step, the second to its own, the first to its end, the second as well. */
+static void perform(struct play *play, void *(*const roles[2])(void *), enum actor first,
+                    const unsigned stop_at[2])
+{
     const enum actor second = first == PUBLISHER ? COLLECTOR : PUBLISHER;
     pthread_t threads[2];
 
@@ -936,6 +950,7 @@ struct order {
 /* How many steps both took. */
 static void try_order(struct fixture *f, const struct order *o, unsigned ret_steps[2])
 {
+    static void *(*const roles[2])(void *) = {play_publisher, play_collector};
     struct play play = {.publisher = publishers[o->publisher].run, .options = everything};
     struct scene s;
 
@@ -945,7 +960,7 @@ static void try_order(struct fixture *f, const struct order *o, unsigned ret_ste
     play.options.grace_s = publishers[o->publisher].grace_s;
     if (play.options.grace_s > 0)
         assert_int_equal(nftw(f->dir, make_old, 16, FTW_PHYS), 0);
-    perform(&play, o->first, o->stop_at);
+    perform(&play, roles, o->first, o->stop_at);
     assert_int_equal(play.collected, CAIRN_OK);
     check_scene(&s, &play.promise);
     collect(f, &play.options, &play.result);
@@ -1039,6 +1054,26 @@ static void test_each_publisher_at_each_step_of_a_run(void **state)
 
         try_each_step(*state, &o);
     }
+}
+
+/* A tag that is set beside the deletion of its manifest names it, or nobody has set it. */
+static void test_a_delete_at_each_step_of_a_put(void **state)
+{
+    static void *(*const roles[2])(void *) = {play_publisher, play_deleter};
+    unsigned stop_at[2] = {0, NEVER};
+
+    do {
+        struct play play = {.publisher = tag_again};
+        struct scene s;
+
+        scene_init(&s, *state);
+        play.scene = &s;
+        perform(&play, roles, PUBLISHER, stop_at);
+        assert_int_equal(play.deleted, 202);
+        check_scene(&s, &(struct promise){NULL, NULL});
+        clear_store(&s);
+        scene_release(&s);
+    } while (++stop_at[PUBLISHER] < 12);
 }
 
 /* Both stop somewhere. */
@@ -1216,6 +1251,7 @@ int main(int argc, char **argv)
         ORDER_TEST(test_a_run_at_each_step_of_each_publisher),
         ORDER_TEST(test_a_claim_broken_at_each_step_of_each_publisher),
         ORDER_TEST(test_each_publisher_at_each_step_of_a_run),
+        REGISTRY_TEST(test_a_delete_at_each_step_of_a_put),
         ORDER_TEST(test_random_orders),
         REGISTRY_TEST(test_a_collector_that_ends_at_any_step),
         REGISTRY_TEST(test_a_publisher_that_ends_at_any_step),
