@@ -461,9 +461,9 @@ int conn_error(const struct conn *conn, CURLcode code, const char *method, struc
     const enum cairn_code kind =
         code == CURLE_PEER_FAILED_VERIFICATION ? CAIRN_E_DENIED : CAIRN_E_UNAVAILABLE;
 
-    return error_set(err, kind, "%s %.300s: %s%s", method, conn->url,
+    return error_set(err, kind, "%s %.300s: %s%s (request %s)", method, conn->url,
                      conn->reason[0] ? conn->reason : curl_easy_strerror(code),
-                     tls_hint(conn, code));
+                     tls_hint(conn, code), conn_request_id(conn));
 }
 
 /* The service did not take the token: has the file another one by now? */
