@@ -32,9 +32,10 @@
 #include "clock.h"
 #include "log.h"
 
-#define LOOKS_PER_WINDOW  10
-#define LOOK_EVERY_MIN_MS 50
-#define LOOK_EVERY_MAX_MS 2000
+#define LOOKS_PER_WINDOW     10
+#define LOOK_EVERY_MIN_MS    50
+#define TCP_CLOSE_WAIT_STATE 8 /* include/net/tcp_states.h of Linux: not for programs by name */
+#define LOOK_EVERY_MAX_MS    2000
 
 /* -- The rule ----------------------------------------------------------------------------- */
 
@@ -138,7 +139,8 @@ static bool look_at(const struct http_conn *conn, struct http_sample *ret_sample
 
     if (getsockopt(conn->fd, IPPROTO_TCP, TCP_INFO, &info, &len) != 0)
         return false;
-    if (atomic_load_explicit(&conn->phase, memory_order_relaxed) == HTTP_CONN_BODY &&
+    if ((atomic_load_explicit(&conn->phase, memory_order_relaxed) == HTTP_CONN_BODY ||
+         info.tcpi_state == TCP_CLOSE_WAIT_STATE) &&
         ioctl(conn->fd, FIONREAD, &unread) != 0)
         return false;
     *ret_sample = (struct http_sample){
@@ -147,18 +149,9 @@ static bool look_at(const struct http_conn *conn, struct http_sample *ret_sample
         .acked = info.tcpi_bytes_acked,
         .unsent = info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0,
         .unread = unread > 0,
+        .closed = info.tcpi_state == TCP_CLOSE_WAIT_STATE,
     };
     return true;
-}
-
-static void cut_locked(struct http_conns *conns, struct http_conn *conn, enum http_cut why)
-{
-    const struct linger at_once = {.l_onoff = 1};
-
-    conn->cut = true;
-    conns->cuts[why]++;
-    setsockopt(conn->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
-    shutdown(conn->fd, SHUT_RDWR);
 }
 
 /* A line for each reason, however many there were: whoever makes us cut does not fill the log. */
@@ -176,6 +169,27 @@ static void log_cuts(const unsigned cuts[NR_HTTP_CUTS])
             log_event(LOG_LEVEL_INFO, "connections-cut", "%u: %s", cuts[i], reasons[i]);
 }
 
+/* libmicrohttpd 0.9.75 misses it now and then that a client has closed.  Seen twice, where it is
+ * not our turn, the connection waits for nothing. */
+static bool is_forgotten(struct http_conn *conn, const struct http_sample *s)
+{
+    bool closed = s->closed && !s->unread && !s->unsent &&
+                  atomic_load_explicit(&conn->phase, memory_order_relaxed) != HTTP_CONN_ANSWERING;
+    bool again = closed && conn->closed;
+
+    conn->closed = closed;
+    return again;
+}
+
+static void end_locked(struct http_conn *conn)
+{
+    const struct linger at_once = {.l_onoff = 1};
+
+    conn->cut = true;
+    setsockopt(conn->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    shutdown(conn->fd, SHUT_RDWR);
+}
+
 static void look_at_all(struct http_conns *conns)
 {
     unsigned cuts[NR_HTTP_CUTS] = {0};
@@ -189,10 +203,12 @@ static void look_at_all(struct http_conns *conns)
         if (!conn || !conn->started || conn->cut || !look_at(conn, &sample))
             continue;
         why = http_watch_judge(&conns->limits, conn, &sample);
-        if (why == NR_HTTP_CUTS)
-            continue;
-        cuts[why]++;
-        cut_locked(conns, conn, why);
+        if (why != NR_HTTP_CUTS) {
+            cuts[why]++;
+            conns->cuts[why]++;
+        }
+        if (why != NR_HTTP_CUTS || is_forgotten(conn, &sample))
+            end_locked(conn);
     }
     pthread_mutex_unlock(&conns->lock);
     log_cuts(cuts);

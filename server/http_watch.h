@@ -46,6 +46,7 @@ struct http_conn {
     uint64_t headers_us; /* since when headers have been coming; 0: there are none */
     uint64_t waited_us;  /* for the client, in this window */
     uint64_t moved;      /* bytes in this window */
+    bool closed;         /* by the client, and nobody here has noticed */
     bool cut;
 };
 
@@ -74,6 +75,7 @@ struct http_sample {
     uint64_t received, acked; /* bytes since the connection began */
     bool unsent;              /* bytes wait for the client to take them */
     bool unread;              /* bytes wait for us to take them */
+    bool closed;              /* the client has closed its side */
 };
 
 /* Take note of a sample; NR_HTTP_CUTS: the connection may go on. */
