@@ -63,10 +63,10 @@ static int on_progress(void *ctx, const char *what, uint64_t done, uint64_t tota
     return lease->ending && has_passed(&lease->end);
 }
 
+/* Takes terms over. */
 static int ask(struct lease *lease, const char *method, const struct ref *ref, const char *id,
                json_t *terms, struct remote_answer *ret_answer, struct cairn_error *err)
 {
-    CLEANUP(json_decref_p) json_t *owned = terms;
     CLEANUP_FREE char *body = NULL;
     char suffix[sizeof("/leases/") + ID_MAX], path[CLIENT_PATH_MAX];
     struct remote_request request = {
@@ -77,6 +77,7 @@ static int ask(struct lease *lease, const char *method, const struct ref *ref, c
     };
     int ret = terms ? json_memory_dump(terms, JSON_COMPACT, &body, err) : CAIRN_OK;
 
+    json_decref(terms);
     if (ret != CAIRN_OK)
         return ret;
     snprintf(suffix, sizeof(suffix), "/leases%s%s", id ? "/" : "", id ? id : "");
@@ -280,6 +281,19 @@ static void lease_destroy(struct lease *lease)
 }
 CLEANUP_DEFINE(struct lease *, lease_destroy)
 
+/* A folder's name may hold any bytes; a service takes text.  malloc'ed; NULL: out of memory. */
+static char *holder_text(const char *holder)
+{
+    char *text = strdup(holder);
+    json_t *valid = json_string(holder);
+
+    for (unsigned char *p = (unsigned char *)text; p && *p; p++)
+        if (*p < ' ' || *p == 0x7f || (*p >= 0x80 && !valid))
+            *p = '?';
+    json_decref(valid);
+    return text;
+}
+
 static int lease_alloc(const struct ref *ref, const struct lease_options *options,
                        struct lease **ret_lease, struct cairn_error *err)
 {
@@ -312,7 +326,7 @@ int lease_new(const struct cairn_client *client, const struct ref *ref,
 
     if (ret != CAIRN_OK)
         return ret;
-    lease->holder = strdup(options->holder);
+    lease->holder = holder_text(options->holder);
     if (!lease->holder)
         return error_no_memory(err, "a lease");
     ret = client_new_like(client, on_progress, lease, &lease->client, err);
