@@ -63,27 +63,21 @@ static int on_progress(void *ctx, const char *what, uint64_t done, uint64_t tota
     return lease->ending && has_passed(&lease->end);
 }
 
-/* Takes terms over. */
 static int ask(struct lease *lease, const char *method, const struct ref *ref, const char *id,
-               json_t *terms, struct remote_answer *ret_answer, struct cairn_error *err)
+               const char *body, struct remote_answer *ret_answer, struct cairn_error *err)
 {
-    CLEANUP_FREE char *body = NULL;
     char suffix[sizeof("/leases/") + ID_MAX], path[CLIENT_PATH_MAX];
     struct remote_request request = {
         .method = method,
         .path = path,
         .headers = {"Content-Type: application/json"},
         .idempotent = id != NULL,
+        .body = body,
+        .body_len = body ? strlen(body) : 0,
     };
-    int ret = terms ? json_memory_dump(terms, JSON_COMPACT, &body, err) : CAIRN_OK;
 
-    json_decref(terms);
-    if (ret != CAIRN_OK)
-        return ret;
     snprintf(suffix, sizeof(suffix), "/leases%s%s", id ? "/" : "", id ? id : "");
     client_disk_path(ref, suffix, path);
-    request.body = body;
-    request.body_len = body ? strlen(body) : 0;
     return remote_request(lease->client->remote, &request, ret_answer, err);
 }
 
@@ -104,17 +98,26 @@ static int take_id(const struct remote_answer *answer, char id[ID_MAX], struct c
     return CAIRN_OK;
 }
 
+/* Who holds it, and for how long. */
+static int make_terms(const struct lease *lease, char **ret_text, struct cairn_error *err)
+{
+    CLEANUP(json_decref_p) json_t *terms = NULL;
+
+    json_memory_begin();
+    terms = json_pack("{s:s, s:I}", "holder", lease->holder, "ttl", (json_int_t)lease->ttl_s);
+    return json_memory_dump(terms, JSON_COMPACT, ret_text, err);
+}
+
 static int take(struct lease *lease, const struct ref *ref, char id[ID_MAX],
                 struct cairn_error *err)
 {
+    CLEANUP_FREE char *terms = NULL;
     char what[REF_STR_MAX];
     struct remote_answer answer;
-    int ret;
+    int ret = make_terms(lease, &terms, err);
 
-    json_memory_begin();
-    ret = ask(lease, "POST", ref, NULL,
-              json_pack("{s:s, s:I}", "holder", lease->holder, "ttl", (json_int_t)lease->ttl_s),
-              &answer, err);
+    if (ret == CAIRN_OK)
+        ret = ask(lease, "POST", ref, NULL, terms, &answer, err);
     if (ret != CAIRN_OK)
         return ret;
     if (answer.status == 201)
