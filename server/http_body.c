@@ -91,6 +91,7 @@ static void run_sink(struct work *work, bool cancelled)
     }
     if (req->suspended) {
         req->suspended = false;
+        http_conn_set_phase(req->conn, HTTP_CONN_BODY);
         MHD_resume_connection(req->connection);
     }
     pthread_mutex_unlock(&req->lock);
@@ -114,9 +115,11 @@ static void sink_filled_locked(struct http_request *req)
     }
 }
 
+/* It is our turn: how long the sink takes is not held against the client. */
 static void suspend_locked(struct http_request *req)
 {
     req->suspended = true;
+    http_conn_set_phase(req->conn, HTTP_CONN_ANSWERING);
     MHD_suspend_connection(req->connection);
 }
 

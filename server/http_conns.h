@@ -44,7 +44,7 @@ void http_conns_dropped(struct http_conns *conns, int fd);
 struct http_conn *http_conns_started(struct http_conns *conns, int fd); /* NULL: not known */
 void http_conns_closed(struct http_conns *conns, struct http_conn *conn);
 
-/* What a connection is about.  Its own thread says so. */
+/* What a connection is about.  Its own thread says so, or the worker for which it is suspended. */
 enum http_conn_phase {
     HTTP_CONN_IDLE,      /* between requests */
     HTTP_CONN_HEADERS,   /* the request line is there, not all of the headers */

@@ -147,17 +147,20 @@ static inline void handle_file(void *ctx, const struct http_request *req, struct
                   query_number(req, "len", 10));
 }
 
-static inline void handle_slow(void *ctx, const struct http_request *req, struct http_reply *reply)
+static inline void pass_gate(struct gate *gate)
 {
-    struct gate *gate = &((struct fixture *)ctx)->gate;
-
-    (void)req;
     pthread_mutex_lock(&gate->lock);
     gate->inside++;
     pthread_cond_broadcast(&gate->changed);
     while (!gate->open)
         pthread_cond_wait(&gate->changed, &gate->lock);
     pthread_mutex_unlock(&gate->lock);
+}
+
+static inline void handle_slow(void *ctx, const struct http_request *req, struct http_reply *reply)
+{
+    (void)req;
+    pass_gate(&((struct fixture *)ctx)->gate);
     http_reply_status(reply, 200);
 }
 
@@ -192,6 +195,13 @@ static inline int take_piece(void *ctx, const void *buf, size_t len, struct cair
     return CAIRN_OK;
 }
 
+/* Waits for the gate. */
+static inline int take_piece_slowly(void *ctx, const void *buf, size_t len, struct cairn_error *err)
+{
+    pass_gate(&((struct fixture *)ctx)->gate);
+    return take_piece(ctx, buf, len, err);
+}
+
 static inline int fail_piece(void *ctx, const void *buf, size_t len, struct cairn_error *err)
 {
     (void)ctx;
@@ -209,11 +219,14 @@ static inline void begin_sum(void *ctx, struct http_request *req, struct http_re
 {
     const struct http_sink sink = {take_piece, free_sink, ctx};
     const struct http_sink failing = {fail_piece, free_sink, ctx};
+    const struct http_sink slow = {take_piece_slowly, free_sink, ctx};
 
     if (strcmp(http_path(req), "/sum/refuse") == 0)
         http_reply_error(reply, 409, "CONFLICT", "not now");
     else if (strcmp(http_path(req), "/sum/fail") == 0)
         http_stream_body(req, &failing);
+    else if (strcmp(http_path(req), "/sum/slow") == 0)
+        http_stream_body(req, &slow);
     else if (strcmp(http_path(req), "/sum/collect") == 0)
         http_collect_body(req, 100);
     else
@@ -272,6 +285,7 @@ static inline int start_options(void **state, const struct http_options *changes
         .connection_memory = 256 << 10,
         .reply_memory = changes->reply_memory,
         .admission = changes->admission,
+        .conns = changes->conns,
     };
     struct fixture *f = calloc(1, sizeof(*f));
     struct cairn_error err;

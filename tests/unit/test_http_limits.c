@@ -1,12 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Connections: how many, whose, and which client is too slow. */
-#include "test.h"
+#include "http_fixture.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <stdio.h>
-#include <string.h>
-
+#include "clock.h"
 #include "http_watch.h"
 
 #define SECOND UINT64_C(1000000)
@@ -280,6 +276,49 @@ static void test_no_limits(void **state)
     }
 }
 
+/* -- Whose turn it is --- */
+
+static bool somebody_is_in(struct http_conns *conns, enum http_conn_phase phase)
+{
+    SCOPED_LOCK(&conns->lock);
+
+    for (size_t fd = 0; fd < conns->room; fd++)
+        if (conns->by_fd[fd] && atomic_load(&conns->by_fd[fd]->phase) == phase)
+            return true;
+    return false;
+}
+
+/* All of a body has come, and its sink takes its time: nobody waits for the client. */
+static void test_a_slow_sink_is_not_the_clients(void **state)
+{
+    struct http_conns *conns = conns_with(10, 0);
+    const struct http_options options = {
+        .workers = 2, .reply_memory = 64 << 20, .connection_timeout_s = PATIENCE_S, .conns = conns};
+    const uint64_t until_us = clock_now_us() + PATIENCE_S * SECOND;
+    struct fixture *f;
+    struct answer a;
+    int fd;
+
+    (void)state;
+    start_options((void **)&f, &options);
+    fd = dial(f);
+    send_text(fd, "PUT /sum/slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                  "Content-Length: 300000\r\n\r\n");
+    send_body(fd, 300000);
+    wait_inside(f, 1);
+    while (!somebody_is_in(conns, HTTP_CONN_ANSWERING)) {
+        assert_true(clock_now_us() < until_us);
+        usleep(1000);
+    }
+    open_gate(f);
+    a = read_answer(fd);
+    assert_int_equal(a.status, 201);
+    assert_string_equal(a.body, "received 300000");
+    free(a.text);
+    teardown((void **)&f);
+    http_conns_free(conns);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -297,6 +336,7 @@ int main(void)
         cmocka_unit_test(test_slow_answer_is_not_the_clients),
         cmocka_unit_test(test_deadline_of_a_request),
         cmocka_unit_test(test_no_limits),
+        cmocka_unit_test(test_a_slow_sink_is_not_the_clients),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
