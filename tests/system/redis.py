@@ -3,6 +3,8 @@
 into them."""
 
 import contextlib
+import pathlib
+import random
 import socket
 import threading
 
@@ -10,8 +12,16 @@ from cairntest import Process, wait_for
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """One that the system gives nobody of itself: else a client that asks again and again, while its
+    server is being started anew, may be given the server's own port, and be connected with itself."""
+    first_ephemeral = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10000, max(first_ephemeral, 20000))
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+        except OSError:
+            pass
 
 
 class Connection:

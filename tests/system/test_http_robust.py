@@ -212,7 +212,7 @@ class HttpRobust(Case):
     def test_bad_chunks(self):
         """No more than one reply, then the connection is closed; and nothing that is malformed becomes
         a part of the upload."""
-        self.serve("--min-rate-window", "1")
+        self.serve("--min-rate-window", "3")
         cases = [("negative size", b"-5\r\nhello\r\n0\r\n\r\n"),
                  ("overlong size", b"F" * 17 + b"\r\nhello\r\n0\r\n\r\n"),
                  ("size of 2^64-1", b"F" * 16 + b"\r\nhello\r\n0\r\n\r\n"),
@@ -318,7 +318,7 @@ class HttpRobust(Case):
     def test_uploads_that_die_at_any_byte(self):
         """An upload in one request and in chunks, cut behind each byte, by FIN and by RST: none of it
         is seen, and nothing is left open."""
-        self.serve("--header-timeout", "2", "--min-rate-window", "2")
+        self.serve("--header-timeout", "4", "--min-rate-window", "4")
         body = random_bytes(seeded("cut"), 150)
         digest = digest_of(body)
         whole = head("POST", f"{UPLOADS}?digest={digest}", f"Content-Length: {len(body)}") + body
@@ -333,7 +333,7 @@ class HttpRobust(Case):
 
     def test_reads_that_die_at_any_byte(self):
         """A range request that is cut behind each byte, and replies that are cut in their midst."""
-        self.serve("--header-timeout", "2", "--min-rate-window", "2")
+        self.serve("--header-timeout", "4", "--min-rate-window", "4")
         data = os.urandom(4 * MIB)
         path = self.put_blob(data)
         request = head("GET", path, "Range: bytes=1000-")
@@ -432,7 +432,7 @@ class HttpRobust(Case):
 
     def test_slow_clients_are_cut(self):
         """Each kind of them, when its time is over; who is idle or merely not fast is not."""
-        server = self.serve("--min-rate", "10", "--min-rate-window", "2", "--header-timeout", "2")
+        server = self.serve("--min-rate", "10", "--min-rate-window", "5", "--header-timeout", "5")
         disk = self.push_disk()
         blob = self.put_blob(os.urandom(16 * MIB))
         idle, patient = Raw(self.port), Raw(self.port)
@@ -460,7 +460,7 @@ class HttpRobust(Case):
 
     def test_request_deadline(self):
         """A request that takes longer is cut, however busy it is; one that does not is served."""
-        server = self.serve("--request-deadline", "2", "--min-rate", "0")
+        server = self.serve("--request-deadline", "8", "--min-rate", "0")
         raw = Raw(self.port)
         raw.send(head("POST", f"{UPLOADS}?digest={digest_of(b'')}", "Content-Length: 1000000000"))
 

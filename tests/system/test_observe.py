@@ -333,7 +333,7 @@ class Observe(Case):
             wait_for(lambda: self.level(server) == level, f"level {level}")
         server.popen.send_signal(signal.SIGUSR1)
         wait_for(lambda: self.level(server) == "info", "level info")
-        self.assertEqual(len(logged(server, event="log-level")), 6)
+        wait_for(lambda: len(logged(server, event="log-level")) == 6, "the last one's line")
 
     # -- Prometheus and Grafana -------------------------------------------------------------------
 
