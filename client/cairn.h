@@ -135,7 +135,9 @@ CAIRN_API int cairn_pull_internal(struct cairn_client *client, const char *ref,
                                   struct cairn_error *err);
 
 /* A JSON document, as the service's disk API gives it (DESIGN 5.2), and of a qcow2 top layer its
- * internal snapshots as "snapshots", as in cairn_image_info. */
+ * internal snapshots as "snapshots", as in cairn_image_info; where the service tells, also what its
+ * repository holds, and what it may hold if there is a quota:
+ * "usage":{"usedBytes","allowedBytes"}. */
 CAIRN_API int cairn_info(struct cairn_client *client, const char *ref, char **ret_json,
                          struct cairn_error *err);
 /* As the disk API gives them, verified to be JSON. */
@@ -149,7 +151,8 @@ CAIRN_API int cairn_map_internal(struct cairn_client *client, const char *ref, c
 /* {"layers":[{"depth","digest","size","mediaType","chainId","virtualSize"…}…]}, top first. */
 CAIRN_API int cairn_log(struct cairn_client *client, const char *ref, char **ret_json,
                         struct cairn_error *err);
-/* {"repositories":[…]}, or of one repository {"name","tags":[{"tag","digest"}…]}. */
+/* {"repositories":[…]}, or of one repository {"name","tags":[{"tag","digest"}…],"usage"}, the last
+ * as in cairn_info. */
 CAIRN_API int cairn_list(struct cairn_client *client, const char *repo, char **ret_json,
                          struct cairn_error *err);
 /* {"leases":[{"id","repository","manifest","holder","ttl","created","renewed","expires"}…]}, of one

@@ -111,6 +111,24 @@ static const char *short_type(const char *media_type)
     return len >= 4 && strcmp(media_type + len - 4, ".raw") == 0 ? "raw" : "qcow2";
 }
 
+/* "1.5 GiB used of 10.0 GiB", as far as that is known; false: not at all. */
+#define USAGE_MAX 96
+static bool usage_text(const json_t *json, char buf[USAGE_MAX])
+{
+    const json_t *usage = json_object_get(json, "usage");
+    char used[CLI_SIZE_MAX], allowed[CLI_SIZE_MAX];
+
+    if (!usage)
+        return false;
+    cli_size(cli_number(usage, "usedBytes"), used);
+    cli_size(cli_number(usage, "allowedBytes"), allowed);
+    if (json_object_get(usage, "allowedBytes"))
+        snprintf(buf, USAGE_MAX, "%s used of %s", used, allowed);
+    else
+        snprintf(buf, USAGE_MAX, "%s used", used);
+    return true;
+}
+
 static const char *kind(const json_t *extent)
 {
     const json_t *present = json_object_get(extent, "present");
@@ -157,12 +175,13 @@ static void print_info(const json_t *json)
 {
     const json_t *health = json_object_get(json, "health");
     const json_t *value;
+    char usage[USAGE_MAX];
     const char *key;
 
     json_object_foreach((json_t *)(uintptr_t)json, key, value)
     {
         if (strcmp(key, "layers") == 0 || strcmp(key, "health") == 0 ||
-            strcmp(key, "snapshots") == 0)
+            strcmp(key, "snapshots") == 0 || strcmp(key, "usage") == 0)
             continue;
         if (strcmp(key, "virtualSize") == 0)
             size_line(key, cli_number(json, key));
@@ -173,6 +192,8 @@ static void print_info(const json_t *json)
             print_other(key, value);
     }
     cli_snapshot_lines(json);
+    if (usage_text(json, usage))
+        cli_line("repository", "%s", usage);
     if (!health)
         return;
     cli_line("extents", "%" PRIu64, cli_number(health, "extents"));
@@ -323,7 +344,7 @@ static int fetch_list(struct cairn_client *client, char **operands, const char *
 
 static void print_list(const json_t *json)
 {
-    char escaped[CLI_ESCAPE_MAX], digest[CLI_ESCAPE_MAX];
+    char escaped[CLI_ESCAPE_MAX], digest[CLI_ESCAPE_MAX], usage[USAGE_MAX];
     const json_t *item;
     size_t i;
 
@@ -332,6 +353,8 @@ static void print_list(const json_t *json)
     json_array_foreach(json_object_get(json, "tags"), i, item)
         printf("%-24s %s\n", cli_escape(cli_string(item, "tag"), escaped),
                cli_escape(cli_string(item, "digest"), digest));
+    if (usage_text(json, usage))
+        puts(usage);
 }
 
 static int fetch_leases(struct cairn_client *client, char **operands, const char *internal,

@@ -86,6 +86,10 @@ int client_put_manifest_bytes(struct cairn_client *client, const struct ref *ref
  */
 #define CLIENT_RESENDS 5
 
+/* Append {"tag","digest"} for each tag of a repository to the array tags. */
+int client_list_tags(struct cairn_client *client, const char *repo, json_t *tags,
+                     struct cairn_error *err);
+
 /* -- Blobs ----------------------------------------------------------------------------------- */
 
 /* Does the repository have the blob? */

@@ -26,6 +26,46 @@ static int take_text(json_t *json, char **ret_json, struct cairn_error *err)
     return json_memory_dump(json, JSON_COMPACT, ret_json, err);
 }
 
+/* -- What a repository holds ---------------------------------------------------------------- */
+
+/* {"usedBytes","allowedBytes"}, the latter if there is a quota. */
+static json_t *usage_to_json(json_t *used, json_t *allowed)
+{
+    return json_is_integer(allowed)
+               ? json_pack("{s:O, s:O}", "usedBytes", used, "allowedBytes", allowed)
+               : json_pack("{s:O}", "usedBytes", used);
+}
+
+/* As "usage" into info, where the service tells: an older one does not know, none says it to
+ * everybody, and one that cannot tell now is no reason to keep the rest back. */
+static int add_usage(struct cairn_client *client, const char *repo, json_t *info,
+                     struct cairn_error *err)
+{
+    CLEANUP(json_decref_p) json_t *said = NULL;
+    char path[CLIENT_PATH_MAX];
+    const struct remote_request request = {.method = "GET", .path = path, .idempotent = true};
+    struct remote_answer answer;
+    json_t *used;
+    int ret;
+
+    snprintf(path, sizeof(path), "/v1/repositories/%s", repo);
+    ret = remote_request(client->remote, &request, &answer, err);
+    if (ret != CAIRN_OK)
+        return ret == CAIRN_E_UNAVAILABLE ? CAIRN_OK : error_prefix(err, ret, "%s", repo);
+    if (answer.status == 200)
+        ret = remote_answer_json(&answer, repo, &said, err);
+    remote_answer_release(&answer);
+    if (ret != CAIRN_OK || !said)
+        return ret;
+    used = json_object_get(said, "usedBytes");
+    if (!json_is_integer(used))
+        return error_set(err, CAIRN_E_CORRUPT, "%s: the answer has no number \"usedBytes\"", path);
+    if (json_object_set_new(info, "usage",
+                            usage_to_json(used, json_object_get(said, "allowedBytes"))) != 0)
+        return error_no_memory(err, "JSON");
+    return CAIRN_OK;
+}
+
 /* -- The disk API's answers ----------------------------------------------------------------- */
 
 static int get_disk_json(struct cairn_client *client, const char *ref_text, const char *suffix,
@@ -101,8 +141,12 @@ int cairn_info(struct cairn_client *client, const char *ref_text, char **ret_jso
     ref.tag[0] = 0; /* both are of the same disk, also if the tag moves meanwhile */
     ref.digest = digest;
     ret = get_disk_json(client, ref_format(&ref, text), "", &info, err);
+    if (ret == CAIRN_OK && !json_is_object(info))
+        ret = error_set(err, CAIRN_E_CORRUPT, "%s: the answer is not a JSON object", text);
     if (ret == CAIRN_OK)
         ret = add_snapshots(client, ref.repo, m, info, err);
+    if (ret == CAIRN_OK)
+        ret = add_usage(client, ref.repo, info, err);
     return ret == CAIRN_OK ? take_text(info, ret_json, err) : ret;
 }
 
@@ -275,7 +319,7 @@ static int tag_to_json(struct cairn_client *client, const char *repo, const char
     return ret;
 }
 
-static int list_tags(struct cairn_client *client, const char *repo, json_t *tags,
+int client_list_tags(struct cairn_client *client, const char *repo, json_t *tags,
                      struct cairn_error *err)
 {
     CLEANUP(json_decref_p) json_t *names = json_array();
@@ -318,8 +362,10 @@ int cairn_list(struct cairn_client *client, const char *repo, char **ret_json,
                 : json_pack("{s:o}", "repositories", list);
     if (!root)
         return error_no_memory(err, "JSON");
-    ret = repo ? list_tags(client, repo, list, err)
+    ret = repo ? client_list_tags(client, repo, list, err)
                : get_list(client, "/v2/_catalog", "repositories", "catalogue", list, err);
+    if (ret == CAIRN_OK && repo)
+        ret = add_usage(client, repo, root, err);
     return ret == CAIRN_OK ? take_text(root, ret_json, err) : ret;
 }
 

@@ -16,20 +16,20 @@ CLEANUP_DEFINE(json_t *, json_decref)
 static int tags_of(struct cairn_client *client, const struct ref *ref, json_t **ret_tags,
                    struct cairn_error *err)
 {
-    CLEANUP(json_decref_p) json_t *list = NULL;
+    CLEANUP(json_decref_p) json_t *list = json_array();
     CLEANUP(json_decref_p) json_t *tags = json_array();
-    CLEANUP_FREE char *text = NULL;
     char digest[DIGEST_STR_MAX];
     json_t *item;
     size_t i;
-    int ret = cairn_list(client, ref->repo, &text, err);
+    int ret;
 
-    digest_format(&ref->digest, digest);
-    if (ret == CAIRN_OK)
-        ret = json_memory_load(text, strlen(text), 0, &list, NULL, err);
+    if (!list || !tags)
+        return error_no_memory(err, "a list of tags");
+    ret = client_list_tags(client, ref->repo, list, err);
     if (ret != CAIRN_OK)
         return ret;
-    json_array_foreach(json_object_get(list, "tags"), i, item)
+    digest_format(&ref->digest, digest);
+    json_array_foreach(list, i, item)
     {
         const char *names = json_string_value(json_object_get(item, "digest"));
 
@@ -38,7 +38,7 @@ static int tags_of(struct cairn_client *client, const struct ref *ref, json_t **
             return error_no_memory(err, "a list of tags");
     }
     *ret_tags = steal_ptr(tags);
-    return *ret_tags ? CAIRN_OK : error_no_memory(err, "a list of tags");
+    return CAIRN_OK;
 }
 
 static int refuse_tags(const char *ref, const json_t *tags, struct cairn_error *err)

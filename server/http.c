@@ -291,6 +291,7 @@ static enum MHD_Result on_headers(struct http_request *req, const char *method, 
     unsigned status;
 
     take_request_id(req);
+    http_request_find_client(req);
     if (!req->target)
         return MHD_NO;
     refusal = http_strict_check(req->connection, version, &req->server->limits);

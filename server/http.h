@@ -185,6 +185,7 @@ struct http_limits {
 };
 
 struct http_conns; /* http_conns.h */
+struct proxies;    /* proxies.h */
 
 struct http_options {
     const char *listen; /* addr:port, [v6]:port; port 0: any that is free */
@@ -195,7 +196,8 @@ struct http_options {
     size_t connection_memory;
     size_t reply_memory; /* for bodies that clients have not fetched yet; beyond it: 503 */
     struct http_admission admission;
-    struct http_tls *tls; /* borrowed; NULL: plain HTTP */
+    struct http_tls *tls;          /* borrowed; NULL: plain HTTP */
+    const struct proxies *proxies; /* borrowed; NULL: none is trusted */
     struct http_limits limits;
     struct http_conns *conns; /* borrowed, and made with the same limits; NULL: nobody watches */
 };

@@ -14,12 +14,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 
 #include "clock.h"
 #include "log.h"
 
 #define LOGGED_PATH_MAX 1024
+
+/* Lines of X-Forwarded-For that are looked at, the last ones: proxies that do not lengthen the last
+ * line add one each. */
+#define FORWARDED_LINES_MAX 16
 
 /* -- Requests, as handlers see them ------------------------------------------------------- */
 
@@ -196,6 +201,51 @@ void *http_request_start(void *cls, const char *target, struct MHD_Connection *c
     return req;
 }
 
+/* -- Who asks ----------------------------------------------------------------------------- */
+
+static const struct sockaddr *peer_of(const struct http_request *req)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(req->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+
+    return info ? info->client_addr : NULL;
+}
+
+struct forwarded {
+    size_t nr;
+    const char *lines[FORWARDED_LINES_MAX]; /* the last one first */
+};
+
+static enum MHD_Result note_forwarded(void *cls, enum MHD_ValueKind kind, const char *name,
+                                      const char *value)
+{
+    struct forwarded *forwarded = cls;
+
+    (void)kind;
+    if (strcasecmp(name, "X-Forwarded-For") != 0)
+        return MHD_YES;
+    memmove(forwarded->lines + 1, forwarded->lines,
+            sizeof(forwarded->lines) - sizeof(forwarded->lines[0]));
+    forwarded->lines[0] = value ? value : "";
+    if (forwarded->nr < FORWARDED_LINES_MAX)
+        forwarded->nr++;
+    return MHD_YES;
+}
+
+void http_request_find_client(struct http_request *req)
+{
+    const struct proxies *proxies = req->server->proxies;
+    const struct sockaddr *peer = peer_of(req);
+    struct forwarded forwarded = {0};
+
+    if (!proxies || !peer || !proxies_trust(proxies, peer))
+        return;
+    MHD_get_connection_values(req->connection, MHD_HEADER_KIND, note_forwarded, &forwarded);
+    proxies_client(proxies, forwarded.lines, forwarded.nr, req->client);
+}
+
+/* -- Its end ------------------------------------------------------------------------------ */
+
 /* Bytes of a body that was cut on its way count only if they went through our hands. */
 static uint64_t bytes_sent(const struct http_request *req, bool complete)
 {
@@ -236,18 +286,17 @@ void http_request_cork(struct http_request *req)
         set_cork(req, 1);
 }
 
-static void log_peer(struct log_line *line, const struct http_request *req)
+static void log_client(struct log_line *line, const struct http_request *req)
 {
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(req->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
-    char peer[NI_MAXHOST] = "";
+    const struct sockaddr *peer = peer_of(req);
+    char name[NI_MAXHOST] = "";
 
-    if (info)
-        getnameinfo(info->client_addr,
-                    info->client_addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6)
-                                                             : sizeof(struct sockaddr_in),
-                    peer, sizeof(peer), NULL, 0, NI_NUMERICHOST);
-    log_text(line, "client", peer);
+    if (peer && !req->client[0])
+        getnameinfo(peer,
+                    peer->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6)
+                                                : sizeof(struct sockaddr_in),
+                    name, sizeof(name), NULL, 0, NI_NUMERICHOST);
+    log_text(line, "client", req->client[0] ? req->client : name);
 }
 
 /* A long one must not push what follows out of the line. */
@@ -277,7 +326,7 @@ static void log_request(const struct http_request *req, const struct http_exchan
     log_text(&line, "request_id", req->id);
     if (req->user[0])
         log_text(&line, "user", req->user);
-    log_peer(&line, req);
+    log_client(&line, req);
     if (!x->complete)
         log_text(&line, "cut", "yes");
     if (req->reply.message[0])

@@ -11,6 +11,7 @@
 #include "http_conns.h"
 #include "http_internal.h"
 #include "http_metrics.h"
+#include "proxies.h"
 
 #define HTTP_REQUEST_ID_MAX 64
 #define HTTP_USER_MAX       64
@@ -45,7 +46,8 @@ struct http_request {
     char *target; /* as it was sent, for the log */
     struct http_uri uri;
     char id[HTTP_REQUEST_ID_MAX + 1];
-    char user[HTTP_USER_MAX + 1]; /* empty: none */
+    char user[HTTP_USER_MAX + 1];  /* empty: none */
+    char client[INET6_ADDRSTRLEN]; /* as trusted proxies say; empty: the peer */
     const void *caller;
     void (*release_caller)(const void *caller);
     uint64_t started_us; /* clock_now_us */
@@ -80,7 +82,8 @@ struct http_server {
     struct workers *workers;
     struct http_figures *figures;
     struct http_admission admission;
-    struct http_tls *tls; /* NULL: plain HTTP */
+    struct http_tls *tls;          /* NULL: plain HTTP */
+    const struct proxies *proxies; /* NULL: none is trusted */
     struct http_limits limits;
     struct http_conns *conns; /* NULL: nobody watches them */
     const struct http_route *routes;
@@ -104,6 +107,8 @@ void *http_request_start(void *server, const char *target, struct MHD_Connection
 /* … and this when it is over, whichever way. */
 void http_request_completed(void *cls, struct MHD_Connection *connection, void **con_cls,
                             enum MHD_RequestTerminationCode how);
+/* Once its headers are there: who asks, if trusted proxies tell. */
+void http_request_find_client(struct http_request *req);
 void http_request_release_sink(struct http_request *req);
 /* The reply goes out now.  libmicrohttpd sends the headers of a body that the kernel sends
  * (sendfile) as a packet of their own, unless they are held back until the body follows. */

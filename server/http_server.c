@@ -153,6 +153,7 @@ int http_server_start(const struct http_options *options, const struct http_rout
         return error_no_memory(err, "the HTTP server");
     server->admission = options->admission;
     server->tls = options->tls;
+    server->proxies = options->proxies;
     server->limits = options->limits;
     server->conns = options->conns;
     server->routes = routes;

@@ -165,6 +165,7 @@ static int listen_and_wait(const struct params *p, struct security *security, st
         .reply_memory = p->reply_memory,
         .admission = {access_is_on(security->access) ? access_admit : NULL, security->access},
         .tls = security->tls,
+        .proxies = security->proxies,
         .limits = limits_of(p),
         .conns = conns,
     };

@@ -19,6 +19,7 @@
 #include "chain_index.h"
 #include "log.h"
 #include "manifest.h"
+#include "proxies.h"
 #include "quota_rules.h"
 #include "quote.h"
 
@@ -33,6 +34,7 @@ enum param_type {
     PARAM_TEXT,
     PARAM_LOG_LEVEL,
     PARAM_QUOTA,
+    PARAM_PROXIES,
     PARAM_METRICS_ACCESS,
     PARAM_NUMBER,
     PARAM_BYTES, /* a number with an optional K, M, G or T behind it */
@@ -68,6 +70,8 @@ static const struct param table[] = {
      "repositories that may be read without a token, such as public/*"},
     {"metrics-access", PARAM_METRICS_ACCESS, FIELD(metrics_access), "admin", 0, 0, "who",
      "who may read /metrics: admin (tokens granted that) or open (everybody)"},
+    {"trusted-proxies", PARAM_PROXIES, FIELD(trusted_proxies), NULL, 0, 0, "address|network[,...]",
+     "proxies whose X-Forwarded-For says which client= a request's line of the log names"},
     {"log-level", PARAM_LOG_LEVEL, FIELD(log_level), "info", 0, 0, "level",
      "what is logged: error, warn, info (a line per request) or debug"},
     {"workers", PARAM_NUMBER, FIELD(workers), "16", 1, 1024, "threads",
@@ -164,6 +168,13 @@ static int check_quota(const char *text, struct cairn_error *err)
     return quota_rules_parse(text, &rules, err);
 }
 
+static int check_proxies(const char *text, struct cairn_error *err)
+{
+    CLEANUP(proxies_free_p) struct proxies *proxies = NULL;
+
+    return proxies_parse(text, &proxies, err);
+}
+
 static int check_metrics_access(const char *text, struct cairn_error *err)
 {
     char quoted[QUOTE_MAX];
@@ -182,6 +193,7 @@ static const struct {
     [PARAM_LOG_LEVEL] = {true, check_log_level},
     [PARAM_METRICS_ACCESS] = {true, check_metrics_access},
     [PARAM_QUOTA] = {true, check_quota},
+    [PARAM_PROXIES] = {true, check_proxies},
     [PARAM_NUMBER] = {false, NULL},
     [PARAM_BYTES] = {false, NULL},
 };

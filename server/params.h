@@ -21,6 +21,7 @@ struct params {
     char *token_file;                         /* NULL: access control is off */
     char *anonymous_pull;                     /* NULL: none */
     char *metrics_access;                     /* "admin" or "open" */
+    char *trusted_proxies;                    /* NULL: none */
     char *log_level;
     uint64_t workers;
     uint64_t http_threads;
@@ -53,7 +54,7 @@ struct params {
     uint64_t gc_memory;
     uint64_t scrub_rate;     /* bytes per second; 0: no limit */
     uint64_t scrub_interval; /* seconds; 0: never by itself */
-    char *quota; /* NULL: none */
+    char *quota;             /* NULL: none */
     uint64_t max_uploads;
     uint64_t max_unfinished;
     uint64_t upload_age; /* seconds */

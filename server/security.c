@@ -50,6 +50,8 @@ int security_open(const struct params *p, const struct http_route *routes, size_
         r = open_tls(p, &ret_security->tls, err);
     if (!r)
         r = open_access(p, &ret_security->access, err);
+    if (!r && p->trusted_proxies)
+        r = proxies_parse(p->trusted_proxies, &ret_security->proxies, err);
     if (r)
         security_close(ret_security);
     return r;
@@ -57,6 +59,7 @@ int security_open(const struct params *p, const struct http_route *routes, size_
 
 void security_close(struct security *security)
 {
+    proxies_free(steal_ptr(security->proxies));
     access_free(steal_ptr(security->access));
     http_tls_free(steal_ptr(security->tls));
 }

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What guards the server, as the parameters say: TLS and access control, and reading their files
- * again. */
+ * again; and whose word is taken for who a client is. */
 #ifndef SERVER_SECURITY_H
 #define SERVER_SECURITY_H
 
 #include "access.h"
 #include "http_tls.h"
 #include "params.h"
+#include "proxies.h"
 
 struct security {
-    struct http_tls *tls;  /* NULL: plain HTTP */
-    struct access *access; /* without a token file it admits everybody */
+    struct http_tls *tls;    /* NULL: plain HTTP */
+    struct access *access;   /* without a token file it admits everybody */
+    struct proxies *proxies; /* NULL: none is trusted */
 };
 
 /* Routes are all that the server has. */

@@ -4,11 +4,13 @@
 HTTP itself are test_http_robust.py's."""
 
 import hashlib
+import http.server
 import json
 import os
+import threading
 
 import qemu
-from cairntest import KIB, MIB, Case, location_path, main, wait_for, with_query
+from cairntest import CAIRN, KIB, MIB, Case, location_path, main, run, wait_for, with_query
 from rawhttp import Raw, head
 
 UPLOADS = "/v2/vm/blobs/uploads/"
@@ -16,6 +18,24 @@ UPLOADS = "/v2/vm/blobs/uploads/"
 
 def digest_of(data):
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Told(http.server.BaseHTTPRequestHandler):
+    """A service with an empty repository, of whose size it says what it is set to say."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        status, body = 200, b'{"name": "vm", "tags": []}'
+        if self.path.startswith("/v1/repositories/"):
+            status, body = self.server.usage
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
 
 
 class Limits(Case):
@@ -211,6 +231,52 @@ class Limits(Case):
                              if name.startswith("uploads/")), 0)
         file.write_bytes(os.urandom(MIB // 2))
         self.server.push(file, "vm:v1")
+
+    # -- Quota, as clients see it ----------------------------------------------------------------
+
+    def test_usage_is_in_facts_of_a_repository(self):
+        file = self.tmp / "disk.raw"
+        file.write_bytes(os.urandom(MIB))
+        self.serve("--quota", "vm=3M").push(file, "vm:v1")
+        self.server.push(file, "free:v1")
+        for repo, usage, text in (
+                ("vm", {"usedBytes": self.usage("vm")["usedBytes"], "allowedBytes": 3 * MIB},
+                 "1.0 MiB used of 3.0 MiB"),
+                ("free", {"usedBytes": self.usage("free")["usedBytes"]}, "1.0 MiB used")):
+            self.assertGreaterEqual(usage["usedBytes"], MIB)
+            for command, operand in (("ls", repo), ("info", f"{repo}:v1")):
+                with self.subTest(command=command, repo=repo):
+                    told = self.server.cairn(command, "--json", operand).json()
+                    self.assertEqual(told["usage"], usage)
+                    said = self.server.cairn(command, operand).stdout.decode()
+                    self.assertEqual([line.removeprefix("repository:").strip()
+                                      for line in said.splitlines() if " used" in line], [text])
+        self.assertNotIn("usage", self.server.cairn("ls", "--json").json())
+
+    def test_a_service_that_does_not_tell_the_usage(self):
+        service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Told)
+        thread = threading.Thread(target=service.serve_forever)
+        thread.start()
+        self.addCleanup(service.server_close)
+        self.addCleanup(thread.join)
+        self.addCleanup(service.shutdown)
+
+        def ls(*arguments, code=0):
+            return run(CAIRN, "ls", *arguments, "vm", code=code,
+                       env={"CAIRN_SERVER": f"http://127.0.0.1:{service.server_port}"})
+
+        for service.usage in ((404, b"none"), (403, b""), (401, b""), (500, b"broken")):
+            with self.subTest(status=service.usage[0]):
+                self.assertEqual(ls("--json").json(), {"name": "vm", "tags": []})
+                self.assertEqual(ls().stdout, b"")
+        for body, usage in ((b'{"usedBytes": 5, "allowedBytes": null}', {"usedBytes": 5}),
+                            (b'{"usedBytes": 5, "allowedBytes": 0}',
+                             {"usedBytes": 5, "allowedBytes": 0})):
+            service.usage = 200, body
+            self.assertEqual(ls("--json").json()["usage"], usage)
+        for body in (b"", b"no JSON", b"[]", b"{}", b'{"usedBytes": "5"}', b'{"usedBytes": 1.5}'):
+            service.usage = 200, body
+            self.assertIn("vm: ", ls(code=1).stderr.decode())
 
     # -- Unfinished uploads ----------------------------------------------------------------------
 

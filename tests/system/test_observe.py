@@ -4,6 +4,7 @@
 level; and that alerts and dashboard ask for what there is."""
 
 import hashlib
+import http.client
 import json
 import re
 import signal
@@ -11,6 +12,8 @@ import signal
 import qemu
 from cairntest import (CAIRN, Cairnd, Case, MIB, ROOT, location_path, main, run, seeded, wait_for,
                        with_query)
+from haproxy import HaProxy
+from rawhttp import ask, head
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = ROOT / "deploy" / "grafana" / "cairn.json"
@@ -237,6 +240,52 @@ class Observe(Case):
         self.assertRegex(line, r"^ts=\S+Z level=info event=request method=GET "
                                r"path=/v1/disks/vm:v1/data status=206 bytes_in=0 bytes_out=4096 "
                                r"dur_ms=\d+\.\d{3} request_id=look client=127\.0\.0\.1$")
+
+    def client_of(self, server, *lines):
+        """Whom the log calls the client of a request with these lines of X-Forwarded-For."""
+        request_id = f"{self.rng.randrange(1 << 60):x}"
+        reply = ask(server.port, head("GET", "/healthz", f"X-Request-Id: {request_id}",
+                                      *(f"X-Forwarded-For: {line}" for line in lines)))
+        self.assertEqual(reply.status, 200)
+        line, = wait_for(lambda: logged(server, request_id=request_id), "the line")
+        return re.search(r" client=(.*)$", line)[1]
+
+    def test_the_log_names_the_client_that_trusted_proxies_name(self):
+        behind = self.server("--trusted-proxies", "127.0.0.0/8, 2001:db8::/32")
+        for lines, client in (
+                ((), "127.0.0.1"),
+                (("203.0.113.1",), "203.0.113.1"),
+                (("198.51.100.9, 203.0.113.1, 2001:db8::7",), "203.0.113.1"),
+                # what HAProxy adds is a line of its own
+                (("198.51.100.9", "203.0.113.1"), "203.0.113.1"),
+                (("203.0.113.1", *(17 * ["2001:db8::7"])), "2001:db8::7"),
+                (("203.0.113.1 level=error",), "127.0.0.1"),
+                (("203.0.113.1", "[::1]:80"), "127.0.0.1"),
+                ((10000 * "1," + "203.0.113.1",), "203.0.113.1")):
+            with self.subTest(lines=[line[:40] for line in lines]):
+                self.assertEqual(self.client_of(behind, *lines), client)
+
+    def test_the_log_names_the_peer_whatever_it_claims(self):
+        for arguments in ((), ("--trusted-proxies", "192.0.2.1,::1")):
+            server = self.server(*arguments)
+            self.assertEqual(self.client_of(server, "203.0.113.1"), "127.0.0.1")
+            self.assertEqual(self.client_of(server, "203.0.113.1", "192.0.2.1"), "127.0.0.1")
+            server.stop()
+            self.processes.remove(server)
+
+    def test_the_log_names_the_clients_of_our_haproxy(self):
+        server = self.server("--trusted-proxies", "127.0.0.1")
+        address = f"127.0.0.1:{server.port}"
+        proxy = self.own(HaProxy(self.tmp, address, address))
+        for claim in ({}, {"X-Forwarded-For": "203.0.113.1"}):
+            request_id = f"claim.{len(claim)}"
+            connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60,
+                                                    source_address=("127.0.0.5", 0))
+            connection.request("GET", "/v2/", headers={"X-Request-Id": request_id, **claim})
+            self.assertEqual(connection.getresponse().status, 200)
+            connection.close()
+            wait_for(lambda: logged(server, request_id=request_id, client="127.0.0.5"),
+                     "the client's line")
 
     # -- Readiness --------------------------------------------------------------------------------
 
