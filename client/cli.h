@@ -12,8 +12,7 @@
 
 #include "cairn.h"
 
-/* -- Subcommands: one row each in the table of cli.c ---------------------------------------------
- */
+/* -- Subcommands: one row each in the table of cli.c ------------------------------------------ */
 
 struct cli_command {
     const char *name;     /* "push", "image create" */
@@ -47,8 +46,7 @@ int cli_image_map(int argc, char **argv);
 int cli_image_bitmap(int argc, char **argv);
 int cli_image_seal(int argc, char **argv);
 
-/* -- Options -------------------------------------------------------------------------------------
- */
+/* -- Options ---------------------------------------------------------------------------------- */
 
 /*
  * A subcommand's options, one row each; the table ends with a row without name.  --help and --quiet
@@ -91,8 +89,7 @@ bool cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_co
 /* "20G", "512M", "1.5T", "65536", with an optional "iB" or "B"; multiples of 1024. */
 bool cli_parse_size(const char *text, uint64_t *ret_bytes);
 
-/* -- Doing ---------------------------------------------------------------------------------------
- */
+/* -- Doing ------------------------------------------------------------------------------------ */
 
 /*
  * The service as the options name it, with a progress bar on stderr if that is a terminal and not
@@ -118,8 +115,7 @@ int cli_fail(const struct cairn_error *err);
 /* The same for wrong usage of a subcommand: 2. */
 int cli_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* -- Printing ------------------------------------------------------------------------------------
- */
+/* -- Printing --------------------------------------------------------------------------------- */
 
 /* Text from outside, safe for a terminal: control characters and what is not UTF-8 become \xNN. */
 #define CLI_ESCAPE_MAX 1024

@@ -12,8 +12,7 @@
 
 #include "digest.h"
 
-/* -- Uploads: $XDG_STATE_HOME/cairn/uploads, else ~/.local/state/… --------------------------------
- */
+/* -- Uploads: $XDG_STATE_HOME/cairn/uploads, else ~/.local/state/… ---------------------------- */
 
 /*
  * The session of one upload, locked against other processes that push the same blob to the same
@@ -33,8 +32,7 @@ void upload_state_remove(struct upload_state *state);
 /* Let go, keeping what was saved. */
 void upload_state_close(struct upload_state *state);
 
-/* -- Digests: $XDG_CACHE_HOME/cairn/digests, else ~/.cache/…
- * --------------------------------------- */
+/* -- Digests: $XDG_CACHE_HOME/cairn/digests, else ~/.cache/… ---------------------------------- */
 
 /*
  * The digest of a regular file, by device, inode, size and times of change.  A file that changed

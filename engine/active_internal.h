@@ -174,8 +174,7 @@ uint32_t l2_mask(const struct active *a, uint64_t guest_off, uint64_t end);
 int l2_get_run_locked(struct active *a, uint64_t guest_off, uint64_t len, struct extent *ret_run,
                       struct cairn_error *err);
 
-/* -- active_partial.c ---------------------------------------------------------------------------
- */
+/* -- active_partial.c ------------------------------------------------------------------------- */
 
 void partials_init(struct partials *t);
 void partials_release(struct partials *t);

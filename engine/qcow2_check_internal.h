@@ -89,15 +89,13 @@ int check_refer(struct qcow2_check *c, uint64_t host_off, uint64_t len, uint64_t
 int check_refer_run(struct qcow2_check *c, uint64_t cluster, uint64_t nr_clusters, uint64_t nr,
                     uint64_t guest_off, struct cairn_error *err);
 
-/* -- qcow2_check_tables.c: L1, L2 and bitmap tables ----------------------------------------------
- */
+/* -- qcow2_check_tables.c: L1, L2 and bitmap tables ------------------------------------------- */
 
 int check_active_l1(struct qcow2_check *c, struct cairn_error *err);
 int check_snapshots(struct qcow2_check *c, struct cairn_error *err);
 int check_bitmaps(struct qcow2_check *c, struct cairn_error *err);
 
-/* -- qcow2_check_l2.c ----------------------------------------------------------------------------
- */
+/* -- qcow2_check_l2.c ------------------------------------------------------------------------- */
 
 int l2_list_add(struct l2_list *list, uint64_t host_off, uint64_t nr, uint64_t l1_index,
                 struct cairn_error *err);
@@ -150,8 +148,7 @@ int check_compare_refcounts(struct qcow2_check *c, struct cairn_error *err);
 int check_stored_is_one(struct qcow2_check *c, uint64_t cluster, bool *ret_one, bool *ret_known,
                         struct cairn_error *err);
 
-/* -- qcow2_rebuild.c -----------------------------------------------------------------------------
- */
+/* -- qcow2_rebuild.c -------------------------------------------------------------------------- */
 
 /* A new refcount structure in unused clusters, then the header's pointer to it.  *ret_done false:
  * there is no safe place for it, nothing was changed. */

@@ -49,8 +49,7 @@ int claim_drop(struct store *store, const struct claim *claim, bool *ret_broken,
     return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
 }
 
-/* -- The collector's view
- * -------------------------------------------------------------------------- */
+/* -- The collector's view --------------------------------------------------------------------- */
 
 struct each {
     struct store *store;

@@ -50,8 +50,7 @@ int run_is_young(struct run *run, const char *key, bool *ret_young, uint64_t *re
     return CAIRN_OK;
 }
 
-/* -- Names --------------------------------------------------------------------------------------
- */
+/* -- Names ------------------------------------------------------------------------------------ */
 
 bool collect_parse_hex(const char *name, struct digest *ret_digest)
 {
@@ -102,8 +101,7 @@ int collect_each_spread(struct run *run, const char *phase, const char *prefix,
     return r;
 }
 
-/* -- Repositories
- * ---------------------------------------------------------------------------------- */
+/* -- Repositories ----------------------------------------------------------------------------- */
 
 struct repos {
     struct store *store;
@@ -186,8 +184,7 @@ int collect_each_repo(struct run *run, const char *phase, collect_repo_fn fn,
     return r ? r : run_progress(run, phase, repos.nr, repos.nr, "repositories", err);
 }
 
-/* -- Begin and end
- * ----------------------------------------------------------------------------------- */
+/* -- Begin and end ---------------------------------------------------------------------------- */
 
 int collect_is_running(struct store *store, bool *ret_running, struct cairn_error *err)
 {

@@ -8,8 +8,7 @@
 #include "collect_internal.h"
 #include "step.h"
 
-/* -- Blobs
- * ------------------------------------------------------------------------------------------ */
+/* -- Blobs ------------------------------------------------------------------------------------ */
 
 static int claimed_blobs(void *arg, const char *repo, const void *manifest, size_t len,
                          struct cairn_error *err)
@@ -110,8 +109,7 @@ int collect_blobs(struct run *run, struct cairn_error *err)
     return judge_blobs(run, &dead, err);
 }
 
-/* -- Index objects
- * ------------------------------------------------------------------------------------ */
+/* -- Index objects ---------------------------------------------------------------------------- */
 
 static int judge_index(void *arg, const struct digest *chain_id, struct cairn_error *err)
 {

@@ -87,8 +87,7 @@ int dead_add(struct dead *dead, const struct digest *d, const struct digest *sub
     return CAIRN_OK;
 }
 
-/* -- Pardoning ----------------------------------------------------------------------------------
- */
+/* -- Pardoning -------------------------------------------------------------------------------- */
 
 static int keep(struct dead *dead, struct dead_object *o, struct cairn_error *err)
 {
@@ -132,8 +131,7 @@ int dead_keep_all(struct dead *dead, struct cairn_error *err)
     return r;
 }
 
-/* -- Deleting ------------------------------------------------------------------------------------
- */
+/* -- Deleting --------------------------------------------------------------------------------- */
 
 static int remove_object(struct dead *dead, struct dead_object *o, struct cairn_error *err)
 {

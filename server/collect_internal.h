@@ -32,8 +32,7 @@ int run_clock(struct run *run, struct cairn_error *err);
 int run_is_young(struct run *run, const char *key, bool *ret_young, uint64_t *ret_size,
                  struct cairn_error *err);
 
-/* -- Names --------------------------------------------------------------------------------------
- */
+/* -- Names ------------------------------------------------------------------------------------ */
 
 /* The digest that a name of 64 hex digits stands for; false: it is none. */
 bool collect_parse_hex(const char *name, struct digest *ret_digest);
@@ -51,8 +50,7 @@ typedef int (*collect_repo_fn)(struct run *run, const char *repo, struct cairn_e
 int collect_each_repo(struct run *run, const char *phase, collect_repo_fn fn,
                       struct cairn_error *err);
 
-/* -- Manifests ------------------------------------------------------------------------------------
- */
+/* -- Manifests -------------------------------------------------------------------------------- */
 
 /* Where to put what a manifest lists; each may be NULL. */
 struct collect_lists {
@@ -62,8 +60,7 @@ struct collect_lists {
 int collect_listed(const void *manifest, size_t len, const struct collect_lists *lists,
                    struct cairn_error *err);
 
-/* -- What is dead: objects of one kind, condemned one by one, then judged again
- * -------------------- */
+/* -- What is dead: objects of one kind, condemned one by one, then judged again --------------- */
 
 struct dead_object {
     struct digest digest;
@@ -94,8 +91,7 @@ int dead_keep_all(struct dead *dead, struct cairn_error *err);
 /* Delete the others; a manifest whose subject is kept is kept. */
 int dead_delete(struct dead *dead, struct cairn_error *err);
 
-/* -- The phases (collect_repo.c, collect_blobs.c)
- * -------------------------------------------------- */
+/* -- The phases (collect_repo.c, collect_blobs.c) --------------------------------------------- */
 
 int collect_repo(struct run *run, const char *repo, struct cairn_error *err);
 int collect_blobs(struct run *run, struct cairn_error *err);

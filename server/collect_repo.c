@@ -65,8 +65,7 @@ static void note_unreadable(struct repo *repo, const struct cairn_error *err)
     log_error("gc-keeps-repository", err);
 }
 
-/* -- Which manifests are live
- * ------------------------------------------------------------------------ */
+/* -- Which manifests are live ----------------------------------------------------------------- */
 
 static int claimed_manifest(void *arg, const char *name, const void *manifest, size_t len,
                             struct cairn_error *err)
@@ -124,8 +123,7 @@ static int young_manifest(void *arg, const struct digest *d, struct cairn_error 
     return r || !young ? r : digest_set_add(&repo->live, d, err);
 }
 
-/* -- Referrers
- * -------------------------------------------------------------------------------------- */
+/* -- Referrers -------------------------------------------------------------------------------- */
 
 struct subject_walk {
     struct repo *repo;
@@ -252,8 +250,7 @@ static int collect_manifests(struct repo *repo, struct cairn_error *err)
     return r ? r : dead_delete(&repo->manifests, err);
 }
 
-/* -- Which links are live
- * ---------------------------------------------------------------------------- */
+/* -- Which links are live --------------------------------------------------------------------- */
 
 static int claimed_blobs(void *arg, const char *name, const void *manifest, size_t len,
                          struct cairn_error *err)

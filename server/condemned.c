@@ -27,8 +27,7 @@ static char *marker_key(const char *key, char marker[MARKER_KEY_MAX])
     return marker;
 }
 
-/* -- Values: `condemned <by> <key> [<with>]`, `deleting …` --------------------------------------
- */
+/* -- Values: `condemned <by> <key> [<with>]`, `deleting …` ------------------------------------ */
 
 static char *format_value(const char *state, const char *by, const char *key, const char *with,
                           char value[VALUE_MAX])
@@ -154,8 +153,7 @@ static int settle_locked(struct store *store, const char *name, bool pardon,
     return r == CAIRN_E_CONFLICT ? CAIRN_OK : r;
 }
 
-/* -- For who condemns ----------------------------------------------------------------------------
- */
+/* -- For who condemns ------------------------------------------------------------------------- */
 
 static int change(struct store *store, const char *key, const char *from, const char *to,
                   bool *ret_changed, struct cairn_error *err)
@@ -218,8 +216,7 @@ int condemned_delete(struct store *store, const char *by, const char *key, const
     return r;
 }
 
-/* -- For who wants it to live ---------------------------------------------------------------------
- */
+/* -- For who wants it to live ----------------------------------------------------------------- */
 
 /* Its writer is dead, or will be done in a moment. */
 static int help_or_wait(struct store *store, const char *name, struct cairn_error *err)
@@ -272,8 +269,7 @@ int condemned_revive(struct store *store, const char *key, struct cairn_error *e
     return CAIRN_OK;
 }
 
-/* -- After a crash --------------------------------------------------------------------------------
- */
+/* -- After a crash ---------------------------------------------------------------------------- */
 
 struct recovery {
     struct store *store;

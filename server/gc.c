@@ -31,8 +31,7 @@ struct gc {
     struct figures figures;
 };
 
-/* -- Options -------------------------------------------------------------------------------------
- */
+/* -- Options ---------------------------------------------------------------------------------- */
 
 static int parse_dry_run(const json_t *given, bool *ret_dry_run, struct cairn_error *err)
 {
@@ -88,8 +87,7 @@ static int parse(void *ctx, const json_t *given, json_t **ret_options, struct ca
     return *ret_options ? CAIRN_OK : error_no_memory(err, "the options of a job");
 }
 
-/* -- A run
- * ----------------------------------------------------------------------------------------- */
+/* -- A run ------------------------------------------------------------------------------------ */
 
 static int tell(void *ctx, const char *phase, uint64_t done, uint64_t total, const char *unit,
                 struct cairn_error *err)
@@ -184,8 +182,7 @@ struct job_kind gc_job_kind(struct gc *gc)
     };
 }
 
-/* -- Figures
- * ---------------------------------------------------------------------------------------- */
+/* -- Figures ---------------------------------------------------------------------------------- */
 
 static void write_runs(const struct figures *f, struct metrics *m)
 {
@@ -250,8 +247,7 @@ void gc_write_metrics(void *ctx, struct metrics *m)
     metrics_rows(m, rows, sizeof(rows) / sizeof(rows[0]), &f);
 }
 
-/* -- Life
- * ------------------------------------------------------------------------------------------- */
+/* -- Life ------------------------------------------------------------------------------------- */
 
 int gc_new(struct store *store, const struct gc_options *options, struct gc **ret_gc,
            struct cairn_error *err)

@@ -27,8 +27,7 @@ static char *lease_key(const char *id, char key[REGISTRY_KEY_MAX])
     return key;
 }
 
-/* -- The document -------------------------------------------------------------------------------
- */
+/* -- The document ----------------------------------------------------------------------------- */
 
 static int encode(const struct lease *lease, char **ret_text, struct cairn_error *err)
 {
@@ -100,8 +99,7 @@ static bool has_expired(const struct lease *lease, uint64_t now_us)
     return now_us > lease->renewed_us && now_us - lease->renewed_us >= lease->ttl_s * 1000000;
 }
 
-/* -- Taking -------------------------------------------------------------------------------------
- */
+/* -- Taking ----------------------------------------------------------------------------------- */
 
 static int check_terms(const char *holder, uint64_t ttl_s, struct cairn_error *err)
 {
@@ -170,8 +168,7 @@ int lease_take(struct store *store, const struct ref *ref, const char *holder, u
     return r;
 }
 
-/* -- Renewing, releasing
- * --------------------------------------------------------------------------- */
+/* -- Renewing, releasing ---------------------------------------------------------------------- */
 
 static int no_lease(const char *id, const struct ref *ref, struct cairn_error *err)
 {
@@ -241,8 +238,7 @@ int lease_release(struct store *store, const struct ref *ref, const char *id,
     return change(store, ref, id, true, 0, &lease, err);
 }
 
-/* -- All of them
- * ------------------------------------------------------------------------------------ */
+/* -- All of them ------------------------------------------------------------------------------ */
 
 struct each {
     struct store *store;

@@ -120,8 +120,7 @@ void leases_handle_disk(struct store *store, const struct ref *ref, const char *
     }
 }
 
-/* -- GET /v1/leases ------------------------------------------------------------------------------
- */
+/* -- GET /v1/leases --------------------------------------------------------------------------- */
 
 struct listing {
     const char *repo; /* NULL: all */

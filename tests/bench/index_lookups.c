@@ -37,8 +37,7 @@ struct contender {
 #define want(host_off, layer) __asm__ volatile("" : : "r"(host_off), "r"(layer))
 #define want_all()            __asm__ volatile("" : : : "memory")
 
-/* -- Contenders: each answers all queries -------------------------------------------------------
- */
+/* -- Contenders: each answers all queries ----------------------------------------------------- */
 
 static void run_single(const struct task *task)
 {
@@ -150,8 +149,7 @@ static void check_answer(const struct task *task, uint64_t guest_off)
         errx(1, "guest offset %lu: the answers differ", guest_off);
 }
 
-/* -- Queries ------------------------------------------------------------------------------------
- */
+/* -- Queries ---------------------------------------------------------------------------------- */
 
 static uint64_t *uniform_queries(const struct data_set *set)
 {
@@ -198,8 +196,7 @@ static uint64_t *zipf_queries(const struct data_set *set)
     return queries;
 }
 
-/* -- Rounds -------------------------------------------------------------------------------------
- */
+/* -- Rounds ----------------------------------------------------------------------------------- */
 
 /* Sorted keys would make a list of it. */
 static void *make_tree(const struct data_set *set)

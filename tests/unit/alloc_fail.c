@@ -253,8 +253,7 @@ static bool run_once(const struct alloc_sweep *sweep, void *arg, unsigned nth)
     return one_failed;
 }
 
-/* -- Which allocations --------------------------------------------------------------------------
- */
+/* -- Which allocations ------------------------------------------------------------------------ */
 
 static bool seen[1 << 20];
 

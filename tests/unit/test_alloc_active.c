@@ -118,8 +118,7 @@ static void map_some(struct run *run, struct active *a)
     assert_int_equal(nr, 8);
 }
 
-/* -- What is to be seen of the file, unarmed ----------------------------------------------------
- */
+/* -- What is to be seen of the file, unarmed -------------------------------------------------- */
 
 static void check_file(const struct run *run)
 {

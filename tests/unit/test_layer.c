@@ -70,8 +70,7 @@ static void assert_well_formed(const struct list *list, const struct layer_attr 
     assert_true(end <= attr->virtual_size);
 }
 
-/* -- Mapping against qemu-img map ----------------------------------------------------------------
- */
+/* -- Mapping against qemu-img map ------------------------------------------------------------- */
 
 struct mapping {
     uint64_t start, len, host_off;
@@ -156,8 +155,7 @@ static void assert_maps_like_qemu(const char *image, const struct list *extents)
     free(theirs);
 }
 
-/* -- Content against qemu-img convert ------------------------------------------------------------
- */
+/* -- Content against qemu-img convert --------------------------------------------------------- */
 
 static void read_compressed(struct source *src, const struct layer_attr *attr,
                             const struct extent *e, uint8_t *to)
@@ -208,8 +206,7 @@ static void assert_agrees_with_qemu(const char *image)
     assert_reads_like_qemu(image, src, layer_get_attr(layer), list);
 }
 
-/* -- The matrix ----------------------------------------------------------------------------------
- */
+/* -- The matrix ------------------------------------------------------------------------------- */
 
 static uint32_t lcg;
 
@@ -351,8 +348,7 @@ static void test_snapshots_and_bitmaps_do_not_show(void **state)
     assert_agrees_with_qemu("s.qcow2");
 }
 
-/* -- Single behaviours ---------------------------------------------------------------------------
- */
+/* -- Single behaviours ------------------------------------------------------------------------ */
 
 static void test_extents_are_clipped_to_the_virtual_size(void **state)
 {
@@ -456,8 +452,7 @@ static void test_a_callback_can_stop_the_scan(void **state)
     assert_string_equal(err.message, "enough");
 }
 
-/* -- Decompression of garbage --------------------------------------------------------------------
- */
+/* -- Decompression of garbage ----------------------------------------------------------------- */
 
 static void test_garbage_does_not_decompress(void **state)
 {
