@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cairnd: puts the parts together, serves until SIGINT or SIGTERM, and takes them apart again in
- * the opposite order.
+ * cairnd: has the parts put together (parts.c), gives each path to one of them, serves until SIGINT
+ * or SIGTERM, and has the parts taken apart again.  What concerns the process is here, too: its
+ * arguments, signals and limits.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -11,31 +12,21 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "claims.h"
 #include "clock.h"
 #include "disks.h"
-#include "gc.h"
 #include "http.h"
-#include "http_conns.h"
 #include "jobs.h"
 #include "leases.h"
 #include "log.h"
 #include "log_level.h"
-#include "metacache.h"
 #include "metrics.h"
 #include "params.h"
-#include "process_metrics.h"
+#include "parts.h"
 #include "ready.h"
-#include "redis.h"
 #include "registry.h"
-#include "scrub.h"
-#include "security.h"
 #include "service_notify.h"
-#include "store.h"
 
-#define FOREVER_US        (UINT64_C(1) << 60)
-#define READY_PERIOD_MS   2000
-#define READY_DEADLINE_MS 5000
+#define FOREVER_US (UINT64_C(1) << 60)
 
 static bool always_quick(const struct http_request *req)
 {
@@ -122,39 +113,24 @@ static int wait_for_end(const sigset_t *signals, struct security *security, uint
 }
 
 /* Serve until the end is asked for, and then for a time as a server that is not ready. */
-static void serve_until_end(const struct params *p, const sigset_t *signals,
-                            struct security *security, struct ready *ready)
+static void serve_until_end(struct parts *parts, const sigset_t *signals)
 {
-    int sig = wait_for_end(signals, security, FOREVER_US);
+    uint64_t drain_s = parts->params->drain_time;
+    int sig = wait_for_end(signals, &parts->security, FOREVER_US);
 
-    ready_stop(ready);
-    if (p->drain_time > 0) {
-        log_event(LOG_LEVEL_INFO, "draining", "%s, for %" PRIu64 " s", sigabbrev_np(sig),
-                  p->drain_time);
-        wait_for_end(signals, security, clock_now_us() + p->drain_time * 1000000);
+    ready_stop(parts->ready);
+    if (drain_s > 0) {
+        log_event(LOG_LEVEL_INFO, "draining", "%s, for %" PRIu64 " s", sigabbrev_np(sig), drain_s);
+        wait_for_end(signals, &parts->security, clock_now_us() + drain_s * 1000000);
     }
     log_event(LOG_LEVEL_INFO, "stopping", "%s", sigabbrev_np(sig));
 }
 
-static struct http_limits limits_of(const struct params *p)
+static int listen_and_wait(struct parts *parts, const struct http_route *routes, size_t nr_routes,
+                           const sigset_t *signals, struct cairn_error *err)
 {
-    return (struct http_limits){
-        .connections = (unsigned)p->max_connections,
-        .connections_per_client = (unsigned)p->max_connections_per_client,
-        .headers = (unsigned)p->max_headers,
-        .header_bytes = p->max_header_size,
-        .body_bytes = p->body_memory,
-        .header_timeout_s = (unsigned)p->header_timeout,
-        .min_rate = p->min_rate,
-        .min_rate_window_s = (unsigned)p->min_rate_window,
-        .request_deadline_s = (unsigned)p->request_deadline,
-    };
-}
-
-static int listen_and_wait(const struct params *p, struct security *security, struct ready *ready,
-                           struct http_conns *conns, const struct http_route *routes,
-                           size_t nr_routes, const sigset_t *signals, struct cairn_error *err)
-{
+    const struct params *p = parts->params;
+    struct security *security = &parts->security;
     const struct http_options options = {
         .listen = p->listen,
         .threads = (unsigned)p->http_threads,
@@ -166,8 +142,8 @@ static int listen_and_wait(const struct params *p, struct security *security, st
         .admission = {access_is_on(security->access) ? access_admit : NULL, security->access},
         .tls = security->tls,
         .proxies = security->proxies,
-        .limits = limits_of(p),
-        .conns = conns,
+        .limits = parts_limits(p),
+        .conns = parts->conns,
     };
     struct http_server *server;
     int r = http_server_start(&options, routes, nr_routes, &server, err);
@@ -182,7 +158,7 @@ static int listen_and_wait(const struct params *p, struct security *security, st
                   CAIRN_VERSION);
         security_note_address(security, http_server_address(server));
         service_notify("READY=1");
-        serve_until_end(p, signals, security, ready);
+        serve_until_end(parts, signals);
         service_notify("STOPPING=1");
     }
     http_server_stop(server, (unsigned)p->stop_timeout * 1000);
@@ -191,210 +167,72 @@ static int listen_and_wait(const struct params *p, struct security *security, st
     return r;
 }
 
-/* The cache that servers share, if there is one. */
-static int open_redis(const struct params *p, struct redis **ret_redis, struct cairn_error *err)
+#define READ (HTTP_GET | HTTP_HEAD)
+
+/* Give each path to its part, and serve. */
+static int serve_routes(struct parts *parts, const sigset_t *signals, struct cairn_error *err)
 {
-    const struct redis_options options = {
-        .nodes = p->redis,
-        .sentinels = p->redis_sentinel,
-        .deadline_ms = (unsigned)p->redis_deadline,
-        .expiry_s = (unsigned)p->redis_expiry,
-    };
-
-    if (p->redis && p->redis_sentinel)
-        return error_set(err, CAIRN_E_USAGE, "redis and redis-sentinel: give one of them");
-    return p->redis || p->redis_sentinel ? redis_new(&options, ret_redis, err) : CAIRN_OK;
-}
-
-/* What nobody goes on with.  That it cannot be removed is no reason not to serve. */
-static void expire_uploads(struct store *store, uint64_t age_s)
-{
-    struct store_expired expired;
-    struct cairn_error err;
-
-    if (store_expire_uploads(store, age_s, &expired, &err))
-        log_error("uploads-kept", &err);
-    else if (expired.nr > 0)
-        log_event(LOG_LEVEL_INFO, "uploads-expired", "%" PRIu64 " uploads, %" PRIu64 " bytes",
-                  expired.nr, expired.bytes);
-}
-
-static int start_ready(struct store *store, struct redis *redis, struct ready **ret_ready,
-                       struct cairn_error *err)
-{
-    const struct ready_options options = {
-        .store = store,
-        .redis = redis,
-        .period_ms = READY_PERIOD_MS,
-        .deadline_ms = READY_DEADLINE_MS,
-    };
-
-    return ready_new(&options, ret_ready, err);
-}
-
-/* Records of jobs name this process as `host[pid]`. */
-static int start_jobs(struct store *store, const struct job_kind *kinds, size_t nr_kinds,
-                      struct jobs **ret_jobs, struct cairn_error *err)
-{
-    char host[256] = "", name[300];
-
-    gethostname(host, sizeof(host) - 1);
-    snprintf(name, sizeof(name), "%s[%ld]", host, (long)getpid());
-    return jobs_new(store, name, kinds, nr_kinds, ret_jobs, err);
-}
-
-static int serve(const struct params *p, const sigset_t *signals, struct cairn_error *err)
-{
-    CLEANUP(redis_free_p) struct redis *redis = NULL;
-    struct disks_options disks_options = {
-        .meta_cache_bytes = p->meta_cache,
-        .cluster_cache_bytes = p->cluster_cache,
-        .max_virtual_size = p->max_virtual_size,
-        .max_depth = (uint32_t)p->max_depth,
-    };
-    const struct registry_options registry_options = {
-        .max_manifest = p->max_manifest,
-        .max_upload = p->max_upload,
-        .quota = {.rules = p->quota,
-                  .max_uploads = p->max_uploads,
-                  .max_unfinished = p->max_unfinished},
-        .grace_s = p->gc_grace,
-    };
-    const struct gc_options gc_options = {
-        .collect = {.grace_s = p->gc_grace,
-                    .upload_age_s = p->upload_age,
-                    .claim_age_s = CLAIM_AGE_S,
-                    .max_memory = p->gc_memory},
-        .interval_s = p->gc_interval,
-    };
-    const struct http_limits limits = limits_of(p);
-    CLEANUP(http_conns_free_p) struct http_conns *conns = NULL;
-    struct security security = {0};
-    CLEANUP(store_close_p) struct store *store = NULL;
-    CLEANUP(disks_free_p) struct disks *disks = NULL;
-    CLEANUP(registry_free_p) struct registry *registry = NULL;
-    CLEANUP(ready_free_p) struct ready *ready = NULL;
-    CLEANUP(gc_free_p) struct gc *gc = NULL;
-    const struct scrub_options scrub_options = {.rate = p->scrub_rate,
-                                                .interval_s = p->scrub_interval};
-    struct quarantine_forget forget = {.forget = disks_forget_layer};
-    CLEANUP(quarantine_free_p) struct quarantine *quarantine = NULL;
-    CLEANUP(scrub_free_p) struct scrub *scrub = NULL;
-    struct job_kind kinds[2];
-    size_t nr_kinds = 0;
-    CLEANUP(jobs_free_p) struct jobs *jobs = NULL;
-    int r = store_open(p->store, &store, err);
-
-    if (r == CAIRN_OK)
-        r = open_redis(p, &redis, err);
-    if (r == CAIRN_OK)
-        expire_uploads(store, p->upload_age);
-    disks_options.redis = redis;
-    if (r == CAIRN_OK)
-        r = disks_new(store, &disks_options, &disks, err);
-    if (r == CAIRN_OK)
-        r = registry_new(store, disks, &registry_options, &registry, err);
-    forget.ctx = disks;
-    if (r == CAIRN_OK)
-        r = quarantine_new(store, &forget, &quarantine, err);
-    if (r == CAIRN_OK)
-        r = scrub_new(store, quarantine, &scrub_options, &scrub, err);
-    if (r == CAIRN_OK)
-        kinds[nr_kinds++] = scrub_job_kind(scrub);
-    if (r == CAIRN_OK)
-        r = gc_new(store, &gc_options, &gc, err);
-    if (r == CAIRN_OK)
-        kinds[nr_kinds++] = gc_job_kind(gc);
-    if (r == CAIRN_OK)
-        r = http_conns_new(&limits, &conns, err);
-    if (r == CAIRN_OK)
-        r = start_ready(store, redis, &ready, err);
-    if (r == CAIRN_OK)
-        r = start_jobs(store, kinds, nr_kinds, &jobs, err);
-    if (r)
-        return r;
-
-    struct metrics_source sources[] = {
-        {disks_write_metrics, disks},
-        {process_write_metrics, NULL},
-        {ready_write_metrics, ready},
-        {store_write_metrics, store},
-        {jobs_write_metrics, jobs},
-        {quarantine_write_metrics, quarantine},
-        {scrub_write_metrics, scrub},
-        {security_write_metrics, &security},
-        {gc_write_metrics, gc},
-        {leases_write_metrics, store},
-        {registry_write_metrics, registry},
-        {quota_write_metrics, registry_quota(registry)},
-        {http_conns_write_metrics, conns},
-        {redis ? redis_write_metrics : NULL, redis},
-        {NULL, NULL},
-    };
     const struct http_route routes[] = {
-        {.path = "/healthz",
-         .methods = HTTP_GET | HTTP_HEAD,
-         .handle = handle_health,
-         .quick = always_quick},
+        {.path = "/healthz", .methods = READ, .handle = handle_health, .quick = always_quick},
         {.path = "/readyz",
-         .methods = HTTP_GET | HTTP_HEAD,
+         .methods = READ,
          .handle = ready_handle,
-         .ctx = ready,
+         .ctx = parts->ready,
          .quick = always_quick},
+        {.path = "/metrics", .methods = READ, .handle = metrics_handle, .ctx = &parts->metrics},
         {.path = "/v1/log-level",
-         .methods = HTTP_GET | HTTP_HEAD | HTTP_PUT,
+         .methods = READ | HTTP_PUT,
          .body_max = LOG_LEVEL_BODY_MAX,
          .handle = log_level_handle},
-        {.path = "/metrics",
-         .methods = HTTP_GET | HTTP_HEAD,
-         .handle = metrics_handle,
-         .ctx = sources},
         {.path = "/v1/disks/",
-         .methods = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_DELETE,
+         .methods = READ | HTTP_POST | HTTP_PUT | HTTP_DELETE,
          .body_max = LEASE_BODY_MAX,
          .handle = handle_disks,
-         .quick = disks_is_quick,
-         .ctx = disks},
-        {.path = "/v1/leases",
-         .methods = HTTP_GET | HTTP_HEAD,
-         .handle = leases_handle_list,
-         .ctx = store},
+         .ctx = parts->disks,
+         .quick = disks_is_quick},
+        {.path = "/v1/leases", .methods = READ, .handle = leases_handle_list, .ctx = parts->store},
         {.path = "/v1/gc",
          .methods = HTTP_POST,
          .body_max = JOBS_BODY_MAX,
          .handle = jobs_handle,
-         .ctx = jobs},
-        {.path = "/v1/jobs", .methods = HTTP_GET | HTTP_HEAD, .handle = jobs_handle, .ctx = jobs},
-        {.path = "/v1/jobs/",
-         .methods = HTTP_GET | HTTP_HEAD | HTTP_DELETE,
-         .handle = jobs_handle,
-         .ctx = jobs},
+         .ctx = parts->jobs},
         {.path = "/v1/scrub",
          .methods = HTTP_POST,
          .body_max = JOBS_BODY_MAX,
          .handle = jobs_handle,
-         .ctx = jobs},
+         .ctx = parts->jobs},
+        {.path = "/v1/jobs", .methods = READ, .handle = jobs_handle, .ctx = parts->jobs},
+        {.path = "/v1/jobs/",
+         .methods = READ | HTTP_DELETE,
+         .handle = jobs_handle,
+         .ctx = parts->jobs},
         {.path = "/v1/repositories/",
-         .methods = HTTP_GET | HTTP_HEAD,
+         .methods = READ,
          .handle = registry_usage,
-         .ctx = registry},
-        {.path = "/v2",
-         .methods = HTTP_GET | HTTP_HEAD,
-         .handle = registry_handle,
-         .ctx = registry},
+         .ctx = parts->registry},
+        {.path = "/v2", .methods = READ, .handle = registry_handle, .ctx = parts->registry},
         {.path = "/v2/",
-         .methods = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_PATCH | HTTP_DELETE,
+         .methods = READ | HTTP_POST | HTTP_PUT | HTTP_PATCH | HTTP_DELETE,
          .begin = registry_begin,
          .handle = registry_handle,
-         .quick = registry_is_quick,
-         .ctx = registry},
+         .ctx = parts->registry,
+         .quick = registry_is_quick},
     };
     const size_t nr_routes = sizeof(routes) / sizeof(routes[0]);
+    int r = security_open(parts->params, routes, nr_routes, &parts->security, err);
 
-    r = security_open(p, routes, nr_routes, &security, err);
-    if (r == CAIRN_OK)
-        r = listen_and_wait(p, &security, ready, conns, routes, nr_routes, signals, err);
-    security_close(&security);
+    return r ? r : listen_and_wait(parts, routes, nr_routes, signals, err);
+}
+
+static int serve(const struct params *p, const sigset_t *signals, struct cairn_error *err)
+{
+    struct parts parts;
+    int r = parts_open(p, &parts, err);
+
+    if (r)
+        return r;
+    r = serve_routes(&parts, signals, err);
+    parts_close(&parts);
     return r;
 }
 

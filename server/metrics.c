@@ -95,18 +95,19 @@ void metrics_histogram(struct metrics *m, const char *labels, const struct histo
     fprintf(m->out, " %" PRIu64 "\n", nr);
 }
 
-void metrics_handle(void *sources, const struct http_request *req, struct http_reply *reply)
+void metrics_handle(void *ctx, const struct http_request *req, struct http_reply *reply)
 {
+    const struct metrics_source *source = ctx;
     struct cairn_error err;
     struct metrics m = {0};
     char *text = NULL;
     size_t len = 0;
 
     m.out = open_memstream(&text, &len);
-    if (m.out)
+    if (m.out) {
         http_write_metrics(req, &m);
-    for (const struct metrics_source *s = sources; m.out && s->write; s++)
-        s->write(s->ctx, &m);
+        source->write(source->ctx, &m);
+    }
     if (m.out && fclose(m.out) == 0) {
         http_reply_buffer(reply, 200, METRICS_TYPE, text, len);
         return;

@@ -30,12 +30,13 @@ void metrics_rows(struct metrics *m, const struct metrics_row *rows, size_t nr,
                   const void *figures);
 uint64_t metrics_field(const void *figures, size_t field);
 
+/* Writes the families of one part, or of many. */
 struct metrics_source {
     void (*write)(void *ctx, struct metrics *m);
     void *ctx;
 };
 
-/* Answer with what the sources write; they end with one whose write is NULL. */
-void metrics_handle(void *sources, const struct http_request *req, struct http_reply *reply);
+/* As a route's handle: answer with the figures of HTTP, and with what source writes. */
+void metrics_handle(void *source, const struct http_request *req, struct http_reply *reply);
 
 #endif
