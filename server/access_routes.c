@@ -150,10 +150,17 @@ static unsigned methods_below(const char *path)
     return methods;
 }
 
+static bool has_rows(const struct http_route *route)
+{
+    unsigned methods = methods_below(route->path);
+
+    return route->methods == HTTP_ANY ? methods != 0 : !(route->methods & ~methods);
+}
+
 int access_check_routes(const struct http_route *routes, size_t nr_routes, struct cairn_error *err)
 {
     for (size_t i = 0; i < nr_routes; i++)
-        if (routes[i].methods & ~methods_below(routes[i].path))
+        if (!has_rows(&routes[i]))
             return error_set(err, CAIRN_E_UNSUPPORTED,
                              "route %s has a method without a row in access_routes.c",
                              routes[i].path);

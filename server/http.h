@@ -29,6 +29,9 @@ enum http_method {
     HTTP_DELETE = 32,
 };
 
+/* http_route.methods of a tree whose paths differ in what they take: its handler says which. */
+#define HTTP_ANY (~0U)
+
 struct http_request;
 struct http_reply;
 struct http_tls;
@@ -148,7 +151,7 @@ bool http_etag_listed(const char *if_none_match, const char *etag);
 
 struct http_route {
     const char *path; /* exact; with a '/' at its end: that and everything below */
-    unsigned methods; /* or-ed; others get 405 with Allow */
+    unsigned methods; /* or-ed, others get 405 with Allow; or HTTP_ANY */
     size_t body_max;  /* of a body that is collected; larger ones are 413 */
     /* May be NULL.  Called on a worker for POST, PUT and PATCH before the body is read: fills in a
      * reply (then the body is not wanted and handle is not called), or asks for the body with one
