@@ -19,6 +19,7 @@
 #include <time.h>
 
 #include "bytes.h"
+#include "clock.h"
 #include "nowait.h"
 
 #define NR_SHARDS           16u
@@ -60,7 +61,8 @@ struct cache {
     struct cache_type type;
     size_t max_cost;
     unsigned patience_ms;
-    atomic_size_t cost; /* of all shards */
+    struct histogram *latency; /* NULL: nobody asks for it */
+    atomic_size_t cost;        /* of all shards */
     struct shard shards[NR_SHARDS];
 };
 
@@ -176,6 +178,35 @@ static void *hit_locked(struct cache *cache, struct shard *shard, const struct c
     lru_remove_locked(shard, e);
     lru_add_locked(shard, e);
     return cache->type.ref(e->value);
+}
+
+/* Is this look-up one of those that are timed?  Telling costs a thread's own count, no more. */
+static bool is_timed(const struct cache *cache)
+{
+    static _Thread_local unsigned nr_until_next;
+
+    if (!cache->latency)
+        return false;
+    if (nr_until_next > 0) {
+        nr_until_next--;
+        return false;
+    }
+    nr_until_next = CACHE_TIMED_ONE_IN - 1;
+    return true;
+}
+
+/* Take the shard's lock, and look for key under it. */
+static void *lock_and_hit(struct cache *cache, struct shard *shard, const struct cache_key *key)
+{
+    bool timed = is_timed(cache);
+    uint64_t began_us = timed ? clock_now_us() : 0;
+    void *value;
+
+    pthread_mutex_lock(&shard->lock);
+    value = hit_locked(cache, shard, key);
+    if (timed)
+        histogram_add(cache->latency, clock_now_us() - began_us);
+    return value;
 }
 
 /* -- Flights ---------------------------------------------------------------------------------- */
@@ -344,9 +375,10 @@ void cache_put(struct cache *cache, const struct cache_key *key, void *value)
 void *cache_peek(struct cache *cache, const struct cache_key *key)
 {
     struct shard *shard = shard_of(cache, key);
-    SCOPED_LOCK(&shard->lock);
+    void *value = lock_and_hit(cache, shard, key);
 
-    return hit_locked(cache, shard, key);
+    pthread_mutex_unlock(&shard->lock);
+    return value;
 }
 
 void cache_drop(struct cache *cache, const struct cache_key *key, const void *value)
@@ -376,8 +408,7 @@ int cache_get(struct cache *cache, const struct cache_key *key, cache_fetch_fn f
     void *value;
     int code;
 
-    pthread_mutex_lock(&shard->lock);
-    value = hit_locked(cache, shard, key);
+    value = lock_and_hit(cache, shard, key);
     if (value) {
         pthread_mutex_unlock(&shard->lock);
         *ret_value = value;
@@ -434,6 +465,11 @@ int cache_new(const struct cache_type *type, size_t max_cost, struct cache **ret
     }
     *ret_cache = steal_ptr(cache);
     return CAIRN_OK;
+}
+
+void cache_time_look_ups(struct cache *cache, struct histogram *latency)
+{
+    cache->latency = latency;
 }
 
 void cache_set_patience(struct cache *cache, unsigned ms)

@@ -9,6 +9,7 @@
 
 #include "digest.h"
 #include "error.h"
+#include "histogram.h"
 
 struct cache;
 
@@ -33,6 +34,14 @@ CLEANUP_DEFINE(struct cache *, cache_free)
 
 /* How long to wait for somebody else's fetch; 10 seconds unless told. */
 void cache_set_patience(struct cache *cache, unsigned ms);
+
+/*
+ * From here on time one in CACHE_TIMED_ONE_IN of a thread's look-ups, hit or miss: the search and
+ * the wait for its lock, without what a miss then fetches or waits for.  latency is borrowed, may
+ * serve several caches, and outlives them.
+ */
+#define CACHE_TIMED_ONE_IN 61 /* a prime: no habit of the callers keeps step with it */
+void cache_time_look_ups(struct cache *cache, struct histogram *latency);
 
 /* Makes the value of a key; a reference is handed over. */
 typedef int (*cache_fetch_fn)(void *arg, void **ret_value, struct cairn_error *err);

@@ -31,4 +31,13 @@ static inline void histogram_add(struct histogram *h, uint64_t us)
     atomic_fetch_add_explicit(&h->sum_us, us, memory_order_relaxed);
 }
 
+static inline uint64_t histogram_total(const struct histogram *h)
+{
+    uint64_t nr = 0;
+
+    for (unsigned i = 0; i < HISTOGRAM_CLASSES; i++)
+        nr += atomic_load_explicit(&h->counts[i], memory_order_relaxed);
+    return nr;
+}
+
 #endif

@@ -38,6 +38,7 @@ struct metacache {
     unsigned nr_tiers; /* the last is the rebuild */
     struct index_store *index_store;
     atomic_uint_fast64_t fills;
+    struct histogram latency; /* of look-ups in memory */
 };
 
 /* -- Memory ----------------------------------------------------------------------------------- */
@@ -383,6 +384,8 @@ int metacache_new(size_t max_bytes, struct store *store, struct redis *redis,
         code = add_redis(cache, redis, err);
     if (code != CAIRN_OK)
         return code;
+    cache_time_look_ups(cache->l1s, &cache->latency);
+    cache_time_look_ups(cache->slices, &cache->latency);
     add_tier(cache, index_store_tier(cache->index_store));
     add_tier(cache, index_rebuild_tier(cache->index_store));
     *ret_cache = steal_ptr(cache);
@@ -416,6 +419,7 @@ void metacache_get_stats(struct metacache *cache, struct metacache_stats *ret_st
         .bytes = l1s.cost + slices.cost,
         .entries = l1s.entries + slices.entries,
         .waits = l1s.waits + slices.waits,
+        .latency = &cache->latency,
     };
     index_store_count(cache->index_store, &ret_stats->builds, &ret_stats->write_failures);
 }

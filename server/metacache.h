@@ -65,9 +65,10 @@ int metacache_build(struct metacache *cache, const struct meta_chain *chain, uin
 
 struct metacache_stats {
     uint64_t hits, misses, fills, evictions, bytes, entries; /* of the memory tier */
-    uint64_t waits;          /* misses that waited for somebody else's fetch */
-    uint64_t builds;         /* index objects built */
-    uint64_t write_failures; /* index objects that could not be stored */
+    uint64_t waits;                  /* misses that waited for somebody else's fetch */
+    uint64_t builds;                 /* index objects built */
+    uint64_t write_failures;         /* index objects that could not be stored */
+    const struct histogram *latency; /* of look-ups in memory, one in CACHE_TIMED_ONE_IN */
 };
 void metacache_get_stats(struct metacache *cache, struct metacache_stats *ret_stats);
 

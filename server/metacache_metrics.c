@@ -5,12 +5,17 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#include "cache.h"
 #include "metacache.h"
 #include "metrics.h"
 #include "redis.h"
 
 #define TIERS_MAX  8
 #define LABELS_MAX 64
+
+#define TEXT_OF(macro) #macro
+#define DIGITS(macro)  TEXT_OF(macro)
+#define TIMED_ONE_IN   DIGITS(CACHE_TIMED_ONE_IN)
 
 struct tiers {
     struct metacache_stats memory;
@@ -57,7 +62,9 @@ static void write_tiers(struct metrics *m, const struct tiers *t)
                    "Values that a tier could not be given.");
     write_lower(m, t, offsetof(struct metacache_tier_stats, dropped));
     metrics_family(m, "cairn_meta_cache_lookup_seconds", "histogram",
-                   "Time of a look-up in a tier below memory.");
+                   "Time of a look-up in a tier; of those in memory one in " TIMED_ONE_IN
+                   " is timed.");
+    metrics_histogram(m, tier_label(NULL, labels), t->memory.latency);
     for (unsigned i = 0; i < t->nr; i++)
         metrics_histogram(m, tier_label(&t->lower[i], labels), t->lower[i].latency);
 }

@@ -94,6 +94,8 @@ class SharedCache(Case):
         self.assertEqual(self.metric(second, "cairn_index_builds_total"), 0)
         self.assertGreater(self.metric(second, "cairn_meta_cache_hits_total", tier="redis"), 0)
         self.assertEqual(self.metric(second, "cairn_meta_cache_bad_values_total", tier="redis"), 0)
+        for tier in ("memory", "redis"):
+            self.assertGreater(self.metric(second, "cairn_meta_cache_lookup_seconds_count", tier=tier), 0)
 
     def test_keys_spread_over_nodes(self):
         nodes = [self.redis(f"redis{i}") for i in range(3)]

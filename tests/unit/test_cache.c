@@ -353,6 +353,67 @@ static void test_nobody_waits_for_ever(void **state)
     assert_int_equal(atomic_load(&alive), 0);
 }
 
+static struct histogram latency; /* of the caches below */
+
+static void *look_up_often(void *arg)
+{
+    for (unsigned i = 0; i < 10 * CACHE_TIMED_ONE_IN; i++)
+        get_number(arg, i % 2, 1);
+    return NULL;
+}
+
+/* In threads of their own, for the count goes on from what a thread has looked up before. */
+static void test_one_look_up_in_many_is_timed(void **state)
+{
+    struct cache *cache = new_cache(100);
+    pthread_t thread;
+
+    (void)state;
+    cache_time_look_ups(cache, &latency);
+    assert_int_equal(pthread_create(&thread, NULL, look_up_often, cache), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(histogram_total(&latency), 10);
+    cache_free(cache);
+}
+
+static int fetch_and_look(void *nr_timed_before, void **ret_value, struct cairn_error *err)
+{
+    (void)err;
+    *(uint64_t *)nr_timed_before = histogram_total(&latency);
+    *ret_value = number_new(5, 1);
+    return CAIRN_OK;
+}
+
+static void *miss(void *arg)
+{
+    struct cache_key key = key_of(5);
+    uint64_t *nr_timed_before = calloc(1, sizeof(*nr_timed_before));
+    void *value;
+
+    if (nr_timed_before && !cache_get(arg, &key, fetch_and_look, nr_timed_before, &value, NULL))
+        number_unref(value);
+    return nr_timed_before;
+}
+
+/* The first look-up of a thread is. */
+static void test_a_miss_is_timed_without_its_fetch(void **state)
+{
+    struct cache *cache = new_cache(100);
+    uint64_t nr_before = histogram_total(&latency);
+    pthread_t thread;
+    void *nr_timed_before;
+
+    (void)state;
+    cache_time_look_ups(cache, &latency);
+    assert_int_equal(pthread_create(&thread, NULL, miss, cache), 0);
+    assert_int_equal(pthread_join(thread, &nr_timed_before), 0);
+    assert_non_null(nr_timed_before);
+    assert_int_equal(*(uint64_t *)nr_timed_before, nr_before + 1);
+    assert_int_equal(histogram_total(&latency), nr_before + 1);
+    free(nr_timed_before);
+    cache_free(cache);
+}
+
 static void *hammer(void *arg)
 {
     struct cache *cache = arg;
@@ -397,6 +458,8 @@ int main(void)
         cmocka_unit_test(test_many_askers_one_fetch),
         cmocka_unit_test(test_a_failure_is_all_waiters_and_not_kept),
         cmocka_unit_test(test_nobody_waits_for_ever),
+        cmocka_unit_test(test_one_look_up_in_many_is_timed),
+        cmocka_unit_test(test_a_miss_is_timed_without_its_fetch),
         cmocka_unit_test(test_bound_and_counts_under_concurrency),
     };
 

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sys/stat.h>
 
+#include "cache.h"
 #include "metacache.h"
 #include "registry.h"
 
@@ -127,6 +128,18 @@ static void test_second_look_up_is_from_memory(void **state)
     assert_int_equal(tier_stats(f, 1).hits, 0);
 }
 
+static void test_look_ups_in_memory_are_timed_now_and_then(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t nr_before;
+
+    assert_int_equal(get_slice(f, 7), CAIRN_OK);
+    nr_before = histogram_total(memory_stats(f).latency);
+    for (unsigned i = 0; i < 3 * CACHE_TIMED_ONE_IN; i++)
+        assert_int_equal(get_slice(f, 7), CAIRN_OK);
+    assert_int_equal(histogram_total(memory_stats(f).latency), nr_before + 3);
+}
+
 static void test_memory_is_bounded_in_bytes(void **state)
 {
     struct fixture *f = *state;
@@ -228,6 +241,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_tiers_below_memory),
         TEST(test_second_look_up_is_from_memory),
+        TEST(test_look_ups_in_memory_are_timed_now_and_then),
         TEST(test_memory_is_bounded_in_bytes),
         TEST(test_a_cache_of_no_bytes_still_answers),
         TEST(test_bad_values_are_counted_and_built_anew),

@@ -180,12 +180,9 @@ static void test_delete_hides_a_blob_here_only(void **state)
 
 static uint64_t look_ups(const struct fixture *f)
 {
-    uint64_t nr = 0;
+    const struct histogram *latency = f->store->counts.latency;
 
-    for (unsigned i = 0; i < HISTOGRAM_CLASSES; i++)
-        nr += f->store->counts.latency[STORE_CALL_HEAD].counts[i] +
-              f->store->counts.latency[STORE_CALL_OPEN].counts[i];
-    return nr;
+    return histogram_total(&latency[STORE_CALL_HEAD]) + histogram_total(&latency[STORE_CALL_OPEN]);
 }
 
 static void test_ranges_after_the_first_need_no_look_up(void **state)

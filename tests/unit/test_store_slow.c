@@ -56,11 +56,7 @@ static void put_text(struct store *store, const char *key, const char *text)
 
 static uint64_t nr_calls(const struct store *store, enum store_call call)
 {
-    uint64_t nr = 0;
-
-    for (unsigned i = 0; i < HISTOGRAM_CLASSES; i++)
-        nr += store->counts.latency[call].counts[i];
-    return nr;
+    return histogram_total(&store->counts.latency[call]);
 }
 
 static void assert_took_round_trips(uint64_t since_us, unsigned nr)
