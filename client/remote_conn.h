@@ -67,10 +67,11 @@ void conn_reshape(struct conn *conn, const void *shape);
  * to be trusted, else, timed out or not, CAIRN_E_UNAVAILABLE. */
 int conn_error(const struct conn *conn, CURLcode code, const char *method, struct cairn_error *err);
 
-/* A status that says to come back later: 502, 503, 504. */
+/* A status that says to come back later: 429 (a host's other disks have all the connections that it
+ * may have), 502, 503, 504. */
 static inline bool remote_status_is_passing(long status)
 {
-    return status >= 502 && status <= 504;
+    return status == 429 || (status >= 502 && status <= 504);
 }
 
 /* Is the header line `name: …`?  Then *ret_value is its trimmed value, *ret_len its length. */

@@ -233,6 +233,16 @@ static bool answer_busy_once(struct server *server, int fd, const char *request)
     return true;
 }
 
+/* As cairnd turns connections away. */
+static bool answer_too_many_once(struct server *server, int fd, const char *request)
+{
+    if (atomic_load(&server->nr_requests) > 1)
+        return answer_right(server, fd, request);
+    send_text(fd,
+              "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\n\r\n{}");
+    return false;
+}
+
 /* Read 8 bytes at off from a server that answers so; buf must be filled on success only. */
 static int read_from(answer_fn answer, uint64_t off, char buf[9], struct cairn_error *err)
 {
@@ -242,7 +252,7 @@ static int read_from(answer_fn answer, uint64_t off, char buf[9], struct cairn_e
 
     memset(buf, 0, 9);
     server_start(&server, answer);
-    remote = connect_server(&server, 3000);
+    remote = connect_server(&server, 30000);
     ret = remote_read_range(remote, "/v2/a/blobs/x", ETAG, buf, 8, off, err);
     remote_free(remote);
     server_stop(&server);
@@ -338,6 +348,8 @@ static void test_busy_server_is_asked_again(void **state)
     (void)state;
     assert_int_equal(read_from(answer_busy_once, 4096, buf, &err), CAIRN_OK);
     assert_string_equal(buf, "ABCDEFGH");
+    assert_int_equal(read_from(answer_too_many_once, 4096, buf, &err), CAIRN_OK);
+    assert_string_equal(buf, "ABCDEFGH");
 }
 
 /* -- Deadlines and servers ------------------------------------------------------------------ */
@@ -369,7 +381,7 @@ static void test_dead_server_gives_way_to_the_next(void **state)
     server_stop(&dead);
     server_start(&alive, answer_right);
     snprintf(urls, sizeof(urls), "http://127.0.0.1:%u/,http://127.0.0.1:%u", dead.port, alive.port);
-    remote = connect_to(urls, 5000);
+    remote = connect_to(urls, 30000);
     for (int i = 0; i < 3; i++) {
         assert_int_equal(remote_read_range(remote, "/x", ETAG, buf, 8, 4096, &err), CAIRN_OK);
         assert_string_equal(buf, "ABCDEFGH");
@@ -388,7 +400,7 @@ static void test_connection_is_kept(void **state)
 
     (void)state;
     server_start(&server, answer_right);
-    remote = connect_server(&server, 3000);
+    remote = connect_server(&server, 30000);
     for (int i = 0; i < 20; i++)
         assert_int_equal(remote_read_range(remote, "/x", ETAG, buf, 8, 4096, &err), CAIRN_OK);
     assert_int_equal(atomic_load(&server.nr_connections), 1);
@@ -414,7 +426,7 @@ static void test_what_may_not_be_repeated_is_not(void **state)
 
     (void)state;
     server_start(&server, answer_cut);
-    remote = connect_server(&server, 3000);
+    remote = connect_server(&server, 30000);
     assert_int_equal(remote_request(remote, &request, &answer, &err), CAIRN_E_UNAVAILABLE);
     assert_int_equal(atomic_load(&server.nr_requests), 1);
     remote_free(remote);
@@ -440,7 +452,7 @@ static void test_json_is_parsed(void **state)
 
     (void)state;
     server_start(&server, answer_json);
-    remote = connect_server(&server, 3000);
+    remote = connect_server(&server, 30000);
     assert_int_equal(remote_request(remote, &request, &answer, &err), CAIRN_OK);
     assert_int_equal(remote_answer_json(&answer, "thing", &json, &err), CAIRN_OK);
     remote_answer_release(&answer);
@@ -460,7 +472,7 @@ static void test_body_has_a_bound(void **state)
 
     (void)state;
     server_start(&server, answer_json);
-    remote = connect_server(&server, 3000);
+    remote = connect_server(&server, 30000);
     assert_int_equal(remote_request(remote, &request, &answer, &err), CAIRN_E_LIMIT);
     remote_free(remote);
     server_stop(&server);
@@ -505,7 +517,7 @@ static void test_foreign_location_is_not_followed(void **state)
 
 static void test_token_is_sent(void **state)
 {
-    struct remote_options options = {.token = "secret", .deadline_ms = 3000};
+    struct remote_options options = {.token = "secret", .deadline_ms = 30000};
     struct remote_request request = {.method = "GET", .path = "/x"};
     struct remote_answer answer;
     struct server server;
@@ -557,7 +569,7 @@ static bool answer_new_token(struct server *server, int fd, const char *request)
 
 static void token_file_start(struct token_file *f, const char *text)
 {
-    struct remote_options options = {.token_file = f->path, .deadline_ms = 3000};
+    struct remote_options options = {.token_file = f->path, .deadline_ms = 30000};
     char url[64];
 
     snprintf(f->path, sizeof(f->path), "%s/cairn-token-XXXXXX", scratch_base());
