@@ -260,13 +260,13 @@ static int renew_old(const struct registry_call *call, const char *key, uint64_t
 
     if (!r && now_us > st.time_us && now_us - st.time_us > half_us)
         r = store_touch(call->store, key, err);
-    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
+    return r;
 }
 
 /*
  * Who asks whether a blob is here means to use it, and will not send it: link and blob shall have
  * a good part of their grace before them.  That is a favour and no claim: a manifest that comes too
- * late for it is refused.
+ * late for it is refused.  A repository that has no link does nothing to the blob.
  */
 static int renew_blob(const struct registry_call *call, const struct digest *d,
                       struct cairn_error *err)
@@ -289,7 +289,7 @@ static int renew_blob(const struct registry_call *call, const struct digest *d,
     if (!r && running)
         r = condemned_revive(call->store, blob, err);
     step_reached(STEP_BLOB_RENEWED);
-    return r;
+    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r; /* the caller looks */
 }
 
 /* -- DELETE ------------------------------------------------------------------------------- */

@@ -7,6 +7,7 @@ certificates are replaced."""
 import hashlib
 import http.client
 import json
+import os
 import re
 import signal
 import ssl
@@ -19,6 +20,7 @@ from cairntest import (CAIRN, CAIRND, MIB, Attachment, Case, Http, first_differe
 from nbdclient import NbdClient
 from pki import Authority
 
+OLD = 1000000000  # seconds: older than any grace
 REFUSED_PEER = (ssl.SSLError, ConnectionError, http.client.BadStatusLine)
 
 
@@ -238,6 +240,18 @@ class Repositories(AccessCase):
                 self.assertEqual(theirs, none)
                 self.assertEqual(theirs[0], 404 if method != "DELETE" else 403)
                 self.assertEqual(bool(theirs[3]), method != "DELETE")  # it is seen where there is any
+
+    def test_a_foreign_blob_does_not_get_younger(self):
+        """Who asks whether a blob is there keeps it from being collected, if it may be seen."""
+        digest = self.upload(self.server, "other/vm", seeded(self.id()).randbytes(1000))
+        hexa = digest.removeprefix("sha256:")
+        path = self.server.store / "blobs" / "sha256" / hexa[:2] / hexa
+        os.utime(path, (OLD, OLD))
+        for repo, token, status in (("team/vm", self.team, 404), ("other/vm", self.everything, 200)):
+            self.assertEqual(path.stat().st_mtime, OLD)
+            asked = self.request(self.server, "HEAD", f"/v2/{repo}/blobs/{digest}", token)
+            self.assertEqual(asked.status, status)
+        self.assertGreater(path.stat().st_mtime, OLD)
 
     def test_a_foreign_repository_is_as_one_that_does_not_exist(self):
         image = self.disk("vm")
@@ -460,7 +474,7 @@ class Reload(AccessCase):
             bad.write_text(text)
             bad.rename(self.tokens.path)
             self.reload(server, "failed")
-            self.assertIn(message, server.text())
+            wait_for(lambda: message in server.text(), message)  # it is counted first
             self.assertEqual(self.request(server, "GET", "/v2/", self.everything).status, 200)
         self.tokens.path.unlink()
         self.reload(server, "failed")
@@ -547,7 +561,7 @@ class Start(AccessCase):
 
     def test_tokens_in_the_clear_are_warned_of(self):
         server = self.serve("--listen", "0.0.0.0:0")
-        self.assertIn("event=clear-tokens", server.text())
+        wait_for(lambda: "event=clear-tokens" in server.text(), "the warning")
         self.assertNotIn("event=clear-tokens", self.serve(name="local").text())
 
 
