@@ -221,7 +221,8 @@ static void remember(struct quota *q, const char *repo, struct count *count)
         return; /* somebody else has counted since */
     if (a)
         drop_account_locked(q, a);
-    a = calloc(1, sizeof(*a));
+    /* What holds nothing is counted in no time, and any name may be asked for. */
+    a = count->nr > 0 ? calloc(1, sizeof(*a)) : NULL;
     if (!a)
         return; /* the next one counts anew */
     snprintf(a->repo, sizeof(a->repo), "%s", repo);

@@ -3,6 +3,7 @@
 #include "test.h"
 
 #include <inttypes.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -425,6 +426,23 @@ static void test_usage(void **state)
     assert_true(usage.allowed == QUOTA_NONE);
 }
 
+/* Where a sanitizer allocates, mallinfo2 tells nothing. */
+static void test_names_that_hold_nothing_take_no_memory(void **state)
+{
+    struct fixture *f = *state;
+    struct mallinfo2 before;
+    char repo[32];
+
+    open_quota(f, "1000", 0, 0);
+    assert_int_equal(used(f, "none"), 0);
+    before = mallinfo2();
+    for (unsigned i = 0; i < 2000; i++) {
+        snprintf(repo, sizeof(repo), "none%u", i);
+        assert_int_equal(used(f, repo), 0);
+    }
+    assert_true(mallinfo2().uordblks < before.uordblks + 64 * 1024);
+}
+
 #define QUOTA_TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -446,6 +464,7 @@ int main(void)
         QUOTA_TEST(test_bytes_of_unfinished_uploads),
         QUOTA_TEST(test_room_of_an_upload),
         QUOTA_TEST(test_usage),
+        QUOTA_TEST(test_names_that_hold_nothing_take_no_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
