@@ -95,22 +95,23 @@ need_kernel() {
     fi
 }
 
+# Where this is called `set -e` counts for nothing: hence && throughout.
 fetch_kernel() {
     local folder=$1 package
     package=$(kernel_package)
     if [[ -z $package ]] && ((EUID == 0)); then
-        apt-get -q update
+        apt-get -q -o Acquire::Retries=3 update
         package=$(kernel_package)
     fi
-    rm -rf "$folder.new"
-    mkdir -p "$folder.new"
-    cd "$folder.new"
-    apt-get -q download "$package"
-    dpkg-deb -x ./*.deb unpacked
-    mv unpacked/boot/vmlinuz-* vmlinuz
-    mv unpacked/lib/modules modules
-    rm -rf unpacked ./*.deb
-    mv "$folder.new" "$folder"
+    rm -rf "$folder" "$folder.new" &&
+        mkdir -p "$folder.new" &&
+        cd "$folder.new" &&
+        apt-get -q -o Acquire::Retries=3 download "$package" &&
+        dpkg-deb -x ./*.deb unpacked &&
+        mv unpacked/boot/vmlinuz-* vmlinuz &&
+        mv unpacked/lib/modules modules &&
+        rm -rf unpacked ./*.deb &&
+        mv "$folder.new" "$folder"
 }
 
 kernel_package() {
