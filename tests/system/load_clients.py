@@ -29,7 +29,7 @@ from cairntest import SEED, SLOWER
 NR_BLOBS = 8  # that a client knows: what is stored is bounded, however long it runs
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 TAGS = ("v1", "v2", "v3")
-PATIENCE = 60 * SLOWER  # seconds, for a server that is being started again
+PATIENCE = 300 * SLOWER  # seconds, for a server that is being started again, or has a slow disk
 GONE = (http.client.HTTPException, OSError)
 SHARED_REPO = "load/shared"
 

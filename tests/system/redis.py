@@ -11,14 +11,21 @@ import threading
 from cairntest import Process, wait_for
 
 
+GIVEN = set()
+
+
 def free_port():
-    """One that the system gives nobody of itself: else a client that asks again and again, while its
-    server is being started anew, may be given the server's own port, and be connected with itself."""
+    """One that nobody has been given yet, and that the system gives nobody of itself: else a client that
+    asks again and again, while its server is being started anew, may be given the server's own port, and
+    be connected with itself."""
     first_ephemeral = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.SystemRandom().randrange(10000, max(first_ephemeral, 20000))
+        if port in GIVEN:
+            continue
         try:
             with socket.create_server(("127.0.0.1", port)):
+                GIVEN.add(port)
                 return port
         except OSError:
             pass

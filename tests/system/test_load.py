@@ -50,7 +50,7 @@ class Load(Case):
         self.until.touch()
         said = []
         for process in clients:
-            process.wait(timeout=120)
+            process.wait(timeout=600)
             self.processes.remove(process)
             said.append(json.loads(process.text().strip().splitlines()[-1]))
         return {key: sum(one[key] for one in said) for key in said[0]}

@@ -208,6 +208,11 @@ class Observe(Case):
         answer = server.http.request("GET", "/v2/", headers={"X-Request-Id": longest})
         self.assertEqual(answer.headers["X-Request-Id"], longest)
 
+    def clients_ids(self, server, **fields):
+        """What the cairn command has called its requests: (which command, which of its requests)."""
+        return re.findall(r" request_id=([0-9a-f]{16})-([0-9a-f]+) ",
+                          "\n".join(logged(server, event="request", **fields)))
+
     def test_the_clients_failures_name_the_line_of_the_log(self):
         server = self.server()
         path = self.disk(server)
@@ -216,13 +221,15 @@ class Observe(Case):
         self.assertIsNotNone(request_id, said)
         wait_for(lambda: logged(server, event="request", request_id=request_id[1], status=404),
                  "the line of the failure")
-        (self.tmp / "cairnd.log").write_text("")
+        before = {command for command, _ in self.clients_ids(server)}
         server.push(path, "vm:v2")
-        wait_for(lambda: logged(server, method="PUT", status=201), "the push in the log")
-        lines = logged(server, event="request")
-        ids = [re.search(r" request_id=(\S+)", line)[1] for line in lines]
+
+        def of_the_push(**fields):
+            return [each for each in self.clients_ids(server, **fields) if each[0] not in before]
+        wait_for(lambda: of_the_push(method="PUT", status=201), "the push in the log")
+        ids = of_the_push()
         self.assertEqual(len(ids), len(set(ids)))
-        self.assertEqual(len({i.partition("-")[0] for i in ids}), 1, lines)
+        self.assertEqual(len({command for command, _ in ids}), 1, ids)
 
     def test_a_failure_without_an_answer_names_its_request(self):
         server = self.server()
@@ -336,7 +343,7 @@ class Observe(Case):
         self.assertEqual(self.ready(server)[1]["server"], "failed")
         self.assertEqual(server.http.data("vm:v1"), data)
         self.disk(server, "vm:v2")
-        self.assertTrue(logged(server, event="draining"))
+        wait_for(lambda: logged(server, event="draining"), "its line")
         server.stop()  # a second SIGTERM does not wait for the hour to be over
 
     def test_draining_ends_by_itself(self):
@@ -356,9 +363,13 @@ class Observe(Case):
             self.assertEqual(server.http.request("PUT", "/v1/log-level", b"info").status, 200)
             answer = server.http.request("PUT", "/v1/log-level", body)
             self.assertEqual((answer.status, answer.json()), (200, {"level": "error"}))
-        server.http.get("/v2/", X_Request_Id="unseen")
-        server.http.request("PUT", "/v1/log-level", b"debug", {"X-Request-Id": "louder"})
-        server.http.get("/v2/", X_Request_Id="seen")
+        connection = server.http.connect()  # on which one request is over before the next begins
+        for method, path, body, name in (("GET", "/v2/", None, "unseen"),
+                                         ("PUT", "/v1/log-level", b"debug", "louder"),
+                                         ("GET", "/v2/", None, "seen")):
+            connection.request(method, path, body, {"X-Request-Id": name})
+            self.assertEqual(connection.getresponse().read()[:1], b"{")
+        connection.close()
         wait_for(lambda: logged(server, request_id="seen"), "a line")
         self.assertEqual(logged(server, request_id="unseen"), [])
         self.assertEqual(len(logged(server, event="log-level", to="debug", by="louder")), 1)
