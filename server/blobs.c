@@ -8,8 +8,10 @@
  */
 #include "blobs.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "cache.h"
 #include "registry.h"
@@ -118,6 +120,15 @@ void blob_unref(struct blob *blob)
     free(blob);
 }
 
+bool blob_is_gone(const struct blob *blob)
+{
+    struct stat st;
+
+    if (blob->fd < 0)
+        return false;
+    return fstat(blob->fd, &st) == 0 ? st.st_nlink == 0 : errno == ESTALE;
+}
+
 /* -- All of them ------------------------------------------------------------------------------ */
 
 struct blobs {
@@ -220,4 +231,17 @@ void blobs_forget(struct blobs *blobs, const struct digest *digest)
     if (blob)
         cache_drop(blobs->open, &key, blob);
     blob_unref(blob);
+}
+
+static void forget_if_gone(void *arg, const struct cache_key *key, void *value)
+{
+    struct blobs *blobs = arg;
+
+    if (blob_is_gone(value))
+        cache_drop(blobs->open, key, value);
+}
+
+void blobs_forget_gone(struct blobs *blobs)
+{
+    cache_each(blobs->open, forget_if_gone, blobs);
 }

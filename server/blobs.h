@@ -25,6 +25,8 @@ int blob_open(struct store *store, const struct digest *digest, struct blob **re
 struct blob *blob_ref(struct blob *blob);
 void blob_unref(struct blob *blob);
 CLEANUP_DEFINE(struct blob *, blob_unref)
+/* Has it been deleted, so that only those who have it open keep its space? */
+bool blob_is_gone(const struct blob *blob);
 
 /* The open blobs of a process: at most max_open that nobody uses at the moment. */
 struct blobs;
@@ -37,6 +39,8 @@ CLEANUP_DEFINE(struct blobs *, blobs_free)
 
 /* Have it opened anew for whoever gets it next. */
 void blobs_forget(struct blobs *blobs, const struct digest *digest);
+/* Close what has been deleted, so that its space comes back.  To be called now and then. */
+void blobs_forget_gone(struct blobs *blobs);
 /* A blob, open already or opened now; a reference is handed over. */
 int blobs_get(struct blobs *blobs, const struct digest *digest, struct blob **ret_blob,
               struct cairn_error *err);

@@ -399,6 +399,36 @@ void cache_drop(struct cache *cache, const struct cache_key *key, const void *va
     }
 }
 
+struct visited {
+    struct cache_key key;
+    void *value; /* with a reference */
+};
+
+static struct visited *copy_entries(const struct cache *cache, struct shard *shard, size_t *ret_nr)
+{
+    struct visited *all;
+
+    SCOPED_LOCK(&shard->lock);
+    *ret_nr = 0;
+    all = calloc((size_t)shard->stats.entries + 1, sizeof(*all));
+    for (const struct entry *e = shard->newest; all && e; e = e->older)
+        all[(*ret_nr)++] = (struct visited){e->key, cache->type.ref(e->value)};
+    return all;
+}
+
+void cache_each(struct cache *cache, cache_visit_fn fn, void *arg)
+{
+    for (size_t i = 0; i < NR_SHARDS; i++) {
+        size_t nr;
+        CLEANUP_FREE struct visited *all = copy_entries(cache, &cache->shards[i], &nr);
+
+        for (size_t k = 0; k < nr; k++) {
+            fn(arg, &all[k].key, all[k].value);
+            cache->type.unref(all[k].value);
+        }
+    }
+}
+
 int cache_get(struct cache *cache, const struct cache_key *key, cache_fetch_fn fetch, void *arg,
               void **ret_value, struct cairn_error *err)
 {

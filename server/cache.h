@@ -62,6 +62,11 @@ void cache_put(struct cache *cache, const struct cache_key *key, void *value);
 /* Drop key if it still holds value: it turned out to be bad. */
 void cache_drop(struct cache *cache, const struct cache_key *key, const void *value);
 
+/* Call fn for what is there now, with a reference and without a lock: it may take its time, and
+ * drop the key.  Without memory for that nothing is visited. */
+typedef void (*cache_visit_fn)(void *arg, const struct cache_key *key, void *value);
+void cache_each(struct cache *cache, cache_visit_fn fn, void *arg);
+
 struct cache_stats {
     uint64_t hits;      /* answered from what was there */
     uint64_t misses;    /* not there */

@@ -455,6 +455,11 @@ void disks_forget_layer(void *ctx, const struct digest *layer)
     cluster_cache_forget(disks->clusters, layer);
 }
 
+void disks_forget_gone(struct disks *disks)
+{
+    blobs_forget_gone(disks->blobs);
+}
+
 void disks_write_metrics(void *ctx, struct metrics *m)
 {
     struct disks *disks = ctx;

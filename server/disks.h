@@ -50,6 +50,8 @@ void disks_handle(struct disks *disks, const struct http_request *req, struct ht
 
 /* Keep nothing of a layer's bytes: they have turned out to be damaged.  disks is a struct disks. */
 void disks_forget_layer(void *disks, const struct digest *layer);
+/* Let go of layers that have been deleted.  To be called now and then. */
+void disks_forget_gone(struct disks *disks);
 
 /* For /metrics; disks is a struct disks. */
 void disks_write_metrics(void *disks, struct metrics *m);

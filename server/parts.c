@@ -86,7 +86,11 @@ static int open_registry(struct parts *parts, struct cairn_error *err)
 
 static int open_quarantine(struct parts *parts, struct cairn_error *err)
 {
-    const struct quarantine_forget forget = {disks_forget_layer, parts->disks};
+    const struct quarantine_forget forget = {
+        .forget = registry_forget_layer,
+        .forget_gone = registry_forget_gone,
+        .ctx = parts->registry,
+    };
 
     return quarantine_new(parts->store, &forget, &parts->quarantine, err);
 }

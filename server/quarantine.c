@@ -333,6 +333,8 @@ static void *look_thread(void *arg)
 
         if (!r)
             r = look_when_scrubbed(q, &err);
+        if (q->forget.forget_gone)
+            q->forget.forget_gone(q->forget.ctx);
         if (r && !failed)
             log_error("quarantine", &err);
         failed = r != CAIRN_OK;

@@ -7,7 +7,8 @@
  * has the bytes, for an operator.
  *
  * Other servers notice within 10 seconds, and drop what they still have open or decompressed.  So
- * that they do however soon the blob is healed, the record stays for an hour after that.
+ * that they do however soon the blob is healed, the record stays for an hour after that.  Blobs
+ * that were collected as garbage are closed then, too: only now does their space come back.
  */
 #ifndef SERVER_QUARANTINE_H
 #define SERVER_QUARANTINE_H
@@ -20,9 +21,11 @@
 struct metrics;
 struct quarantine;
 
-/* Told that a blob is, or was, damaged: keep nothing of its bytes.  Called from any thread. */
 struct quarantine_forget {
+    /* A blob is, or was, damaged: keep nothing of its bytes.  Called from any thread. */
     void (*forget)(void *ctx, const struct digest *blob);
+    /* Any server may have deleted blobs since the last time: let go of those.  May be NULL. */
+    void (*forget_gone)(void *ctx);
     void *ctx;
 };
 

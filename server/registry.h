@@ -33,6 +33,10 @@ void registry_usage(void *registry, const struct http_request *req, struct http_
 struct metrics;
 void registry_write_metrics(void *registry, struct metrics *m); /* as a metrics_source */
 
+/* As the functions of a struct quarantine_forget; registry is a struct registry. */
+void registry_forget_layer(void *registry, const struct digest *layer);
+void registry_forget_gone(void *registry);
+
 /* The functions of a route for `/v2/` (http.h); registry is a struct registry. */
 void registry_begin(void *registry, struct http_request *req, struct http_reply *reply);
 void registry_handle(void *registry, const struct http_request *req, struct http_reply *reply);

@@ -229,6 +229,29 @@ static void forget_blob(const struct registry_call *call, const struct digest *d
     forget_shown(call->registry->shown, &key, UINT64_MAX);
 }
 
+void registry_forget_layer(void *ctx, const struct digest *layer)
+{
+    const struct registry *registry = ctx;
+
+    disks_forget_layer(registry->disks, layer);
+}
+
+static void forget_if_gone(void *arg, const struct cache_key *key, void *value)
+{
+    const struct shown *shown = value;
+
+    if (blob_is_gone(shown->blob))
+        cache_drop(arg, key, shown);
+}
+
+void registry_forget_gone(void *ctx)
+{
+    const struct registry *registry = ctx;
+
+    cache_each(registry->shown, forget_if_gone, registry->shown);
+    disks_forget_gone(registry->disks);
+}
+
 /* A blob that the repository may see, opened; a reference is handed over. */
 static int open_blob(const struct registry_call *call, const struct digest *d,
                      struct blob **ret_blob, struct cairn_error *err)

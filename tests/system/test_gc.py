@@ -269,6 +269,28 @@ class Gc(Case):
         server.cairn("gc", "--grace", "a while", code=2)
         self.assertRegex(server.cairn("gc", "--no-wait").last_line, r"^gc-")
 
+    def open_blobs(self, server, ending):
+        names = []
+        for fd in os.listdir(f"/proc/{server.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                names.append(os.readlink(f"/proc/{server.pid}/fd/{fd}"))
+        return [name for name in names if "/blobs/sha256/" in name and name.endswith(ending)]
+
+    def test_the_space_of_what_was_read_comes_back(self):
+        """Also from a server that has it open, and did not collect it."""
+        server, other = self.serve("one"), self.serve("two")
+        server.push(self.image("a.qcow2", 5), "r:a")
+        layer = server.cairn("info", "r:a", "--json").json()["layers"][0]["digest"]
+        for each in server, other:
+            self.assertEqual(each.http.get("/v1/disks/r:a/data").status, 200)
+            self.assertEqual(each.http.get(f"/v2/r/blobs/{layer}").status, 200)
+            self.assertTrue(self.open_blobs(each, layer.partition(":")[2]))
+        server.cairn("rm", "r:a")
+        self.collect(server, "--grace", "0")
+        for each in server, other:
+            wait_for(lambda each=each: not self.open_blobs(each, " (deleted)"),
+                     "what is deleted to be closed")
+
     def test_two_disks_that_share_layers(self):
         """Deleting one does not harm the other."""
         server = self.cairnd()

@@ -203,6 +203,28 @@ static void test_values_in_use_outlive_the_cache(void **state)
     assert_int_equal(atomic_load(&alive), 0);
 }
 
+static void drop_odd(void *cache, const struct cache_key *key, void *value)
+{
+    if (((const struct number *)value)->is % 2 == 1)
+        cache_drop(cache, key, value);
+}
+
+static void test_each_may_be_dropped(void **state)
+{
+    struct cache *cache = new_cache(1000);
+    struct cache_stats stats;
+
+    (void)state;
+    for (uint32_t i = 0; i < 100; i++)
+        get_number(cache, i, 1);
+    cache_each(cache, drop_odd, cache);
+    cache_get_stats(cache, &stats);
+    assert_int_equal(stats.entries, 50);
+    assert_int_equal(atomic_load(&alive), 50);
+    cache_free(cache);
+    assert_int_equal(atomic_load(&alive), 0);
+}
+
 static void test_drop_is_for_the_value_seen(void **state)
 {
     struct cache *cache = new_cache(10);
@@ -454,6 +476,7 @@ int main(void)
         cmocka_unit_test(test_what_is_used_stays),
         cmocka_unit_test(test_a_value_may_fill_the_cache_but_not_more),
         cmocka_unit_test(test_values_in_use_outlive_the_cache),
+        cmocka_unit_test(test_each_may_be_dropped),
         cmocka_unit_test(test_drop_is_for_the_value_seen),
         cmocka_unit_test(test_many_askers_one_fetch),
         cmocka_unit_test(test_a_failure_is_all_waiters_and_not_kept),
