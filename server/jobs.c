@@ -26,6 +26,7 @@
 #define SCHEDULE_EVERY_S 10
 #define LOCK_TRIES       100 /* of 20 ms: a job that has the lock and no record, or the reverse */
 #define LOCK_PAUSE_NS    20000000
+#define CLOCKS_APART_S   3600 /* at most, of servers whose clocks are right */
 
 const struct job_kind *jobs_find_kind(const struct jobs *jobs, const char *name, size_t len)
 {
@@ -223,6 +224,12 @@ static bool same_work(const struct job_kind *kind, const json_t *a, const json_t
     return kind->same ? kind->same(a, b) : json_equal(a, b);
 }
 
+/* Its ID puts it behind all that follow: a clock was wrong. */
+static bool is_of_the_future(time_t t)
+{
+    return t > time(NULL) + CLOCKS_APART_S;
+}
+
 /* The newest job that is the same work; *ret_record stays NULL if there is none. */
 static int find_same(struct jobs *jobs, const struct job_kind *kind, const json_t *options,
                      json_t **ret_record, struct cairn_error *err)
@@ -236,7 +243,8 @@ static int find_same(struct jobs *jobs, const struct job_kind *kind, const json_
         r = job_record_observe(jobs->store, ids.ids[i - 1], &record, err);
         if (r == CAIRN_E_NOT_FOUND || r == CAIRN_E_CORRUPT)
             r = CAIRN_OK; /* removed meanwhile; or of no use, which its age will end */
-        else if (!r && same_work(kind, json_object_get(record, "options"), options)) {
+        else if (!r && !is_of_the_future(job_record_time(record, "started")) &&
+                 same_work(kind, json_object_get(record, "options"), options)) {
             *ret_record = steal_ptr(record);
             break;
         }
@@ -297,19 +305,13 @@ static int begin_anew(struct job *job, struct cairn_error *err)
     return job_new_id(job->kind, job->id, err);
 }
 
-static int go_on(struct job *job, json_t *record, struct cairn_error *err)
+static void go_on(struct job *job, const json_t *record)
 {
-    const char *id = json_string_value(json_object_get(record, "id"));
-
-    if (!id || !job_valid_id(id))
-        return error_set(err, CAIRN_E_CORRUPT, "a record of a job of kind %s has no ID",
-                         job->kind->name);
-    snprintf(job->id, sizeof(job->id), "%s", id);
+    snprintf(job->id, sizeof(job->id), "%s", json_string_value(json_object_get(record, "id")));
     job->cursor = json_incref(json_object_get(record, "cursor"));
     job->result = json_incref(json_object_get(record, "result"));
     job->started = job_record_time(record, "started");
     job->restarts = (unsigned)json_integer_value(json_object_get(record, "restarts")) + 1;
-    return CAIRN_OK;
 }
 
 /* The lock is held, so that what says `running` does not. */
@@ -322,7 +324,10 @@ static int prepare(struct job *job, struct cairn_error *err)
         r = find_same(job->jobs, job->kind, job->options, &last, err);
     if (r)
         return r;
-    r = last && job_record_is(last, JOB_INTERRUPTED) ? go_on(job, last, err) : begin_anew(job, err);
+    if (last && job_record_is(last, JOB_INTERRUPTED))
+        go_on(job, last);
+    else
+        r = begin_anew(job, err);
     snprintf(job->phase, sizeof(job->phase), "starting");
     return r ? r : job_record_save(job, JOB_RUNNING, NULL, err);
 }
@@ -431,7 +436,7 @@ static bool is_due(const struct job_kind *kind, const json_t *last)
     if (kind->interval_s == 0)
         return false;
     ended = last ? job_record_time(last, "finished") : 0;
-    return time(NULL) - ended >= (time_t)kind->interval_s;
+    return is_of_the_future(ended) || time(NULL) - ended >= (time_t)kind->interval_s;
 }
 
 static int start_if_due(struct jobs *jobs, const struct job_kind *kind, struct cairn_error *err)

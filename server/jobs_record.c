@@ -121,22 +121,29 @@ int job_record_save(const struct job *job, enum job_state state, const char *why
 
 /* -- Loading ------------------------------------------------------------------------------ */
 
+/* Who goes on with a job writes where its record says that it is. */
+static bool is_record_of(const json_t *record, const char *id)
+{
+    const char *stated = json_string_value(json_object_get(record, "id"));
+
+    return stated && strcmp(stated, id) == 0;
+}
+
 int job_record_load(struct store *store, const char *id, json_t **ret_record,
                     struct cairn_error *err)
 {
-    CLEANUP_FREE void *text = NULL;
+    CLEANUP_FREE char *text = NULL;
     json_t *record = NULL;
     char key[KEY_MAX];
-    size_t len;
-    int r = store_get(store, record_key(id, "", key), RECORD_MAX, &text, &len, err);
+    int r = store_get_text(store, record_key(id, "", key), RECORD_MAX, &text, err);
 
     if (r == CAIRN_E_NOT_FOUND)
         return error_set(err, r, "no job %s", id);
     if (!r)
-        r = json_memory_load(text, len, JSON_REJECT_DUPLICATES, &record, NULL, err);
+        r = json_memory_load(text, strlen(text), JSON_REJECT_DUPLICATES, &record, NULL, err);
     if (r)
         return r;
-    if (!json_is_string(json_object_get(record, "state"))) {
+    if (!json_is_string(json_object_get(record, "state")) || !is_record_of(record, id)) {
         json_decref(record);
         return error_set(err, CAIRN_E_CORRUPT, "the record of job %s is damaged", id);
     }

@@ -198,6 +198,23 @@ int store_get(struct store *store, const char *key, size_t max_len, void **ret_b
     return called(store, STORE_CALL_GET, since, r);
 }
 
+int store_get_text(struct store *store, const char *key, size_t max_len, char **ret_text,
+                   struct cairn_error *err)
+{
+    CLEANUP_FREE void *buf = NULL;
+    size_t len;
+    int r = store_get(store, key, max_len, &buf, &len, err);
+
+    if (r == CAIRN_E_LIMIT)
+        return error_set(err, CAIRN_E_CORRUPT, "%s has more than %zu bytes", key, max_len);
+    if (r)
+        return r;
+    if (memchr(buf, 0, len))
+        return error_set(err, CAIRN_E_CORRUPT, "%s has zero bytes, expected text", key);
+    *ret_text = steal_ptr(buf);
+    return CAIRN_OK;
+}
+
 int store_open_source(struct store *store, const char *key, struct source **ret_src,
                       struct cairn_error *err)
 {

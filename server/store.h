@@ -48,12 +48,22 @@ struct store_stat {
 int store_stat(struct store *store, const char *key, struct store_stat *ret_stat,
                struct cairn_error *err);
 int store_now(struct store *store, uint64_t *ret_now_us, struct cairn_error *err);
+/* How long ago that was.  What is dated ahead was stored while the clock was wrong; it counts as
+ * old as it is far ahead, for else it would be young until the clock gets there. */
+static inline uint64_t store_age_us(uint64_t now_us, uint64_t time_us)
+{
+    return now_us > time_us ? now_us - time_us : time_us - now_us;
+}
 /* Let an object be as if it were stored now.  Not durable. */
 int store_touch(struct store *store, const char *key, struct cairn_error *err);
 /* A whole object of at most max_len bytes (larger: CAIRN_E_LIMIT); malloc'ed, with a zero byte
  * behind its end. */
 int store_get(struct store *store, const char *key, size_t max_len, void **ret_buf, size_t *ret_len,
               struct cairn_error *err);
+/* The same for what is text.  CAIRN_E_CORRUPT, not _LIMIT: it is larger, or has zero bytes; none of
+ * us has stored that. */
+int store_get_text(struct store *store, const char *key, size_t max_len, char **ret_text,
+                   struct cairn_error *err);
 /* An object for ranged reading. */
 int store_open_source(struct store *store, const char *key, struct source **ret_src,
                       struct cairn_error *err);

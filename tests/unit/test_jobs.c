@@ -452,6 +452,38 @@ static void test_interval_starts_a_job(void **state)
     start_server(f, &f->a, "alpha[1]");
 }
 
+static int take_first(void *id, const char *name, bool is_prefix, struct cairn_error *e)
+{
+    take_name(id, name, is_prefix, e);
+    return 1;
+}
+
+/* A clock was wrong: what is dated far ahead is neither the last nor in the way of the next. */
+static void test_a_record_of_the_future_stops_no_interval(void **state)
+{
+    static const char record[] =
+        "{\"id\":\"count-29990101-000000-000-0000\",\"state\":\"done\",\"options\":{\"speed\":1},"
+        "\"started\":\"2999-01-01T00:00:00Z\",\"finished\":\"2999-01-01T00:00:01Z\"}";
+    struct fixture *f = *state;
+    char id[JOB_ID_MAX];
+
+    stop_server(&f->a);
+    assert_int_equal(store_put(f->b.store, "jobs/count-29990101-000000-000-0000", record,
+                               strlen(record), STORE_PUT_IF_ABSENT, &err),
+                     CAIRN_OK);
+    f->a.kind.interval_s = 3600;
+    atomic_store(&f->a.counting.until, 2);
+    start_server(f, &f->a, "alpha[1]");
+    wait_for_run(&f->a, 1);
+    assert_int_equal(store_list(f->b.store, "jobs/", NULL, take_first, id, &err), 1);
+    wait_for_state(&f->b, id, "done");
+    stop_server(&f->a);
+    start_server(f, &f->a, "alpha[1]");
+    stop_server(&f->a); /* it has looked once: an hour has not passed */
+    assert_int_equal(atomic_load(&f->a.counting.nr_runs), 1);
+    start_server(f, &f->a, "alpha[1]");
+}
+
 static int count_records(void *arg, const char *name, bool is_prefix, struct cairn_error *e)
 {
     (void)name;
@@ -508,6 +540,37 @@ static void test_damaged_record_is_named_and_in_nobodys_way(void **state)
     wait_for_state(&f->a, id, "done");
 }
 
+/* Else who goes on with it would write the other's record. */
+static void test_record_in_anothers_place_is_damaged(void **state)
+{
+    static const char record[] = "{\"id\":\"count-1\",\"state\":\"interrupted\",\"options\":{}}";
+    struct fixture *f = *state;
+    char id[JOB_ID_MAX];
+    json_t *none;
+
+    assert_int_equal(
+        store_put(f->a.store, "jobs/count-0", record, strlen(record), STORE_PUT_IF_ABSENT, &err),
+        CAIRN_OK);
+    assert_int_equal(jobs_get(f->a.jobs, "count-0", &none, &err), CAIRN_E_CORRUPT);
+    start(&f->a, NULL, id);
+    assert_string_not_equal(id, "count-1");
+}
+
+static void test_record_that_is_too_large_is_in_nobodys_way(void **state)
+{
+    const size_t len = ((size_t)16 << 20) + 1;
+    struct fixture *f = *state;
+    CLEANUP_FREE char *bytes = calloc(1, len);
+    char id[JOB_ID_MAX];
+
+    assert_non_null(bytes);
+    assert_int_equal(store_put(f->a.store, "jobs/count-1", bytes, len, STORE_PUT_IF_ABSENT, &err),
+                     CAIRN_OK);
+    atomic_store(&f->a.counting.until, 1);
+    start(&f->a, NULL, id);
+    wait_for_state(&f->a, id, "done");
+}
+
 #define JOBS_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -525,9 +588,12 @@ int main(void)
         JOBS_TEST(test_cancel_of_a_dying_server_is_remembered),
         JOBS_TEST(test_interrupted_job_is_taken_up_by_itself),
         JOBS_TEST(test_interval_starts_a_job),
+        JOBS_TEST(test_a_record_of_the_future_stops_no_interval),
         JOBS_TEST(test_old_records_are_removed),
         JOBS_TEST(test_hostile_ids_are_unknown),
         JOBS_TEST(test_damaged_record_is_named_and_in_nobodys_way),
+        JOBS_TEST(test_record_in_anothers_place_is_damaged),
+        JOBS_TEST(test_record_that_is_too_large_is_in_nobodys_way),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
