@@ -71,15 +71,14 @@ static int put_record(struct store *store, const struct digest *blob, const json
 static int get_record(struct store *store, const struct digest *blob, json_t **ret_record,
                       struct cairn_error *err)
 {
-    CLEANUP_FREE void *text = NULL;
+    CLEANUP_FREE char *text = NULL;
     CLEANUP(json_decref_p) json_t *record = NULL;
     char key[QUARANTINE_KEY_MAX];
-    size_t len;
-    int r = store_get(store, key_of(blob, ".json", key), RECORD_MAX, &text, &len, err);
+    int r = store_get_text(store, key_of(blob, ".json", key), RECORD_MAX, &text, err);
 
     if (!r)
-        r = json_memory_load(text, len, JSON_REJECT_DUPLICATES, &record, NULL, err);
-    if (r)
+        r = json_memory_load(text, strlen(text), JSON_REJECT_DUPLICATES, &record, NULL, err);
+    if (r && r != CAIRN_E_CORRUPT && r != CAIRN_E_IO)
         return r;
     *ret_record = json_is_object(record) ? steal_ptr(record) : json_object();
     return *ret_record ? CAIRN_OK : error_no_memory(err, "a record of the quarantine");
@@ -87,7 +86,9 @@ static int get_record(struct store *store, const struct digest *blob, json_t **r
 
 static time_t ended_at(const json_t *record)
 {
-    return (time_t)json_integer_value(json_object_get(record, "ended"));
+    json_int_t ended = json_integer_value(json_object_get(record, "ended"));
+
+    return ended > 0 ? (time_t)ended : 0;
 }
 
 int quarantine_check(struct store *store, const struct digest *blob, struct cairn_error *err)
@@ -266,13 +267,12 @@ int quarantine_note_scrubbed(struct quarantine *q, struct cairn_error *err)
 
 static int look_when_scrubbed(struct quarantine *q, struct cairn_error *err)
 {
-    CLEANUP_FREE void *text = NULL;
-    size_t len;
-    int r = store_get(q->store, SCRUBBED_KEY, 32, &text, &len, err);
+    CLEANUP_FREE char *text = NULL;
+    int r = store_get_text(q->store, SCRUBBED_KEY, 32, &text, err);
 
     if (!r)
         atomic_store(&q->scrubbed, strtoull(text, NULL, 10));
-    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
+    return r == CAIRN_E_NOT_FOUND || r == CAIRN_E_CORRUPT ? CAIRN_OK : r;
 }
 
 /* -- Looking what others have found ------------------------------------------------------- */

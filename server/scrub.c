@@ -25,6 +25,7 @@
 #include "registry.h"
 
 #define NOTES_MAX        10000               /* of one list in the result */
+#define TAGS_MAX         20000               /* of all lists in the result */
 #define LISTED_BYTES_MAX ((size_t)512 << 20) /* six million blobs */
 
 /* -- The result --------------------------------------------------------------------------- */
@@ -36,9 +37,28 @@ void scrub_count(struct scrub_run *run, const char *what, uint64_t by)
     json_object_set_new(run->result, what, json_integer(value + (json_int_t)by));
 }
 
+/* The record of a job has its limit; beyond that tags are told to the log alone. */
+static int cut_tags(struct scrub_run *run, json_t *item)
+{
+    const json_t *tags = json_object_get(item, "tags");
+    size_t nr = json_array_size(tags), room = TAGS_MAX - run->nr_tags;
+    json_t *some;
+
+    run->nr_tags += nr < room ? nr : room;
+    if (nr <= room)
+        return 0;
+    some = json_array();
+    for (size_t i = 0; some && i < room; i++)
+        if (json_array_append(some, json_array_get(tags, i)))
+            json_decref(steal_ptr(some));
+    return json_object_set_new(item, "tags", some) ||
+           json_object_set_new(item, "moreTags", json_integer((json_int_t)(nr - room)));
+}
+
 int scrub_note(struct scrub_run *run, const char *list, json_t *value, struct cairn_error *err)
 {
     json_t *array = json_object_get(run->result, list);
+    int failed;
 
     if (json_array_size(array) >= NOTES_MAX) {
         json_decref(value);
@@ -48,8 +68,9 @@ int scrub_note(struct scrub_run *run, const char *list, json_t *value, struct ca
         array = json_array();
         json_object_set_new(run->result, list, array);
     }
-    return json_array_append_new(array, value) ? error_no_memory(err, "the result of a scrub")
-                                               : CAIRN_OK;
+    failed = cut_tags(run, value);
+    failed |= json_array_append_new(array, value);
+    return failed ? error_no_memory(err, "the result of a scrub") : CAIRN_OK;
 }
 
 static int note_digest(struct scrub_run *run, const char *list, const struct digest *digest,
@@ -290,6 +311,7 @@ static int name_quarantine(struct scrub_run *run, struct cairn_error *err)
     int r = quarantine_list(run->store, &records, err);
 
     json_object_set_new(run->result, "damaged", json_array());
+    run->nr_tags = 0;
     for (size_t i = 0; i < json_array_size(records) && !r; i++) {
         json_t *record = json_array_get(records, i);
 

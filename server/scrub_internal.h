@@ -29,6 +29,7 @@ struct scrub_run {
     uint64_t due_us; /* when the bytes so far may have been read */
     struct job_progress progress;
     json_t *result; /* the job's; borrowed */
+    size_t nr_tags; /* that the result names */
     struct digest_budget budget;
     struct digest_set listed; /* blobs that manifests list, where all is scrubbed */
     void *buf;

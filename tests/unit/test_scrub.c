@@ -15,7 +15,7 @@
 #include "log.h"
 #include "registry.h"
 #include "scratch.h"
-#include "scrub.h"
+#include "scrub_internal.h"
 #include "store_backend.h"
 
 #define DEADLINE_S 30
@@ -340,6 +340,50 @@ static void test_damaged_record_still_counts_as_one(void **state)
     assert_int_equal(nr_damaged(f), 1);
 }
 
+static void test_a_record_that_ended_before_time_began_has_not_ended(void **state)
+{
+    static const char text[] = "{\"ended\":-9223372036854775808}";
+    struct fixture *f = *state;
+    struct digest blob = put_blob(f, "hello", "hullo");
+    char key[QUARANTINE_KEY_MAX];
+
+    assert_string_equal(scrub(f), "done");
+    quarantine_blob_key(&blob, key);
+    strcpy(strrchr(key, '.'), ".json");
+    assert_int_equal(store_put(f->store, key, text, strlen(text), STORE_PUT_REPLACE, &err),
+                     CAIRN_OK);
+    assert_int_equal(quarantine_check(f->store, &blob, &err), CAIRN_E_NOT_FOUND);
+    assert_string_equal(scrub(f), "done");
+    assert_int_equal(nr_damaged(f), 1);
+}
+
+/* What a job's record could not hold. */
+static void test_a_result_names_so_many_tags_at_most(void **state)
+{
+    struct scrub_run run = {.result = json_object()};
+    size_t nr = 0, more = 0;
+    json_t *item;
+    size_t i;
+
+    (void)state;
+    for (i = 0; i < 3; i++) {
+        json_t *tags = json_array();
+
+        for (unsigned k = 0; k < 9000; k++)
+            assert_int_equal(json_array_append_new(tags, json_sprintf("r:t%u", k)), 0);
+        assert_int_equal(scrub_note(&run, "damaged", json_pack("{s:o}", "tags", tags), &err),
+                         CAIRN_OK);
+    }
+    json_array_foreach(json_object_get(run.result, "damaged"), i, item)
+    {
+        nr += json_array_size(json_object_get(item, "tags"));
+        more += (size_t)json_integer_value(json_object_get(item, "moreTags"));
+    }
+    assert_int_equal(nr, 20000);
+    assert_int_equal(more, 7000);
+    json_decref(run.result);
+}
+
 static void test_foreign_files_are_left_alone(void **state)
 {
     struct fixture *f = *state;
@@ -370,6 +414,8 @@ int main(void)
         SCRUB_TEST(test_damaged_blob_that_nobody_needs_is_forgotten),
         SCRUB_TEST(test_other_servers_are_told_also_when_it_is_healed),
         SCRUB_TEST(test_damaged_record_still_counts_as_one),
+        SCRUB_TEST(test_a_record_that_ended_before_time_began_has_not_ended),
+        SCRUB_TEST(test_a_result_names_so_many_tags_at_most),
         SCRUB_TEST(test_foreign_files_are_left_alone),
     };
 
