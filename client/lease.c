@@ -15,6 +15,7 @@
 #include "json_memory.h"
 
 #define TTL_DEFAULT_S 600
+#define TTL_MAX_S     86400
 #define RELEASE_MS    3000 /* how long the end waits for the service */
 #define ID_MAX        64
 
@@ -324,9 +325,12 @@ int lease_new(const struct cairn_client *client, const struct ref *ref,
               struct cairn_error *err)
 {
     CLEANUP(lease_destroy_p) struct lease *lease = NULL;
-    int ret = lease_alloc(ref, options, &lease, err);
-    int error;
+    int ret, error;
 
+    if (options->ttl_s > TTL_MAX_S)
+        return error_set(err, CAIRN_E_USAGE, "a lease of %u seconds, expected at most %d",
+                         options->ttl_s, TTL_MAX_S);
+    ret = lease_alloc(ref, options, &lease, err);
     if (ret != CAIRN_OK)
         return ret;
     lease->holder = holder_text(options->holder);
