@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Claims in the store: the repository's name, a newline, the manifest.  Nobody has looked at the
+ * manifest yet when it is claimed.
+ */
 #include "claims.h"
 
 #include <stdio.h>
@@ -10,7 +14,6 @@
 #define PREFIX    "claims/"
 #define BYTES_MAX (MANIFEST_BYTES_MAX + 1024)
 
-/* The repository, a newline, the manifest. */
 int claim_take(struct store *store, const char *repo, const void *manifest, size_t len,
                struct claim *ret_claim, struct cairn_error *err)
 {
@@ -58,11 +61,6 @@ struct each {
     void *arg;
 };
 
-static bool is_old(const struct each *e, const struct store_stat *st)
-{
-    return e->now_us > st->time_us && e->now_us - st->time_us >= e->age_us;
-}
-
 /* One that somebody else has dropped or broken meanwhile is nobody's concern any more. */
 static int break_claim(struct each *e, const char *key, struct cairn_error *err)
 {
@@ -81,7 +79,7 @@ static int visit(struct each *e, const char *key, struct cairn_error *err)
     size_t len;
     int r = store_stat(e->store, key, &st, err);
 
-    if (!r && is_old(e, &st))
+    if (!r && store_age_us(e->now_us, st.time_us) >= e->age_us)
         return break_claim(e, key, err);
     if (!r)
         r = store_get(e->store, key, BYTES_MAX, &buf, &len, err);

@@ -44,10 +44,13 @@ int run_is_young(struct run *run, const char *key, bool *ret_young, uint64_t *re
         return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
     if (ret_size)
         *ret_size = st.size;
-    if (run->options.grace_s > 0)
-        *ret_young =
-            st.time_us > run->now_us || run->now_us - st.time_us < run->options.grace_s * 1000000;
+    *ret_young = store_age_us(run->now_us, st.time_us) < run->options.grace_s * 1000000;
     return CAIRN_OK;
+}
+
+bool run_cannot_read(int code)
+{
+    return code == CAIRN_E_CORRUPT || code == CAIRN_E_IO;
 }
 
 /* -- Names ------------------------------------------------------------------------------------ */

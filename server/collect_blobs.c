@@ -3,6 +3,7 @@
  * What repositories share: blobs, by the links and manifests of all of them, and index objects.
  */
 #include <stdio.h>
+#include <string.h>
 
 #include "claims.h"
 #include "collect_internal.h"
@@ -16,7 +17,7 @@ static int claimed_blobs(void *arg, const char *repo, const void *manifest, size
     struct run *run = arg;
 
     (void)repo;
-    return collect_listed(manifest, len, &(struct collect_lists){.of_all = &run->blobs}, err);
+    return collect_claimed(manifest, len, &(struct collect_lists){.of_all = &run->blobs}, err);
 }
 
 static int linked_blob(void *arg, const struct digest *d, struct cairn_error *err)
@@ -37,18 +38,18 @@ static int listed_blobs(void *arg, const struct digest *d, struct cairn_error *e
     const struct repo_walk *walk = arg;
     struct run *run = walk->run;
     char key[REGISTRY_KEY_MAX];
-    CLEANUP_FREE void *buf = NULL;
-    size_t len;
+    CLEANUP_FREE char *text = NULL;
     int r;
 
     if (digest_set_has(&run->read, d))
         return CAIRN_OK;
     registry_repo_key(walk->repo, "_manifests", d, key);
-    r = store_get(run->store, key, MANIFEST_BYTES_MAX, &buf, &len, err);
+    r = store_get_text(run->store, key, MANIFEST_BYTES_MAX, &text, err);
     if (!r)
-        r = collect_listed(
-            buf, len, &(struct collect_lists){.of_all = &run->blobs, .chains = &run->chains}, err);
-    return r == CAIRN_E_NOT_FOUND || r == CAIRN_E_CORRUPT || r == CAIRN_E_IO ? CAIRN_OK : r;
+        r = collect_listed(text, strlen(text),
+                           &(struct collect_lists){.of_all = &run->blobs, .chains = &run->chains},
+                           err);
+    return r == CAIRN_E_NOT_FOUND || run_cannot_read(r) ? CAIRN_OK : r;
 }
 
 static int mark_repo(struct run *run, const char *repo, struct cairn_error *err)

@@ -32,6 +32,9 @@ int run_clock(struct run *run, struct cairn_error *err);
 int run_is_young(struct run *run, const char *key, bool *ret_young, uint64_t *ret_size,
                  struct cairn_error *err);
 
+/* Is it the object that is unreadable, so that others can be judged all the same? */
+bool run_cannot_read(int code);
+
 /* -- Names ------------------------------------------------------------------------------------ */
 
 /* The digest that a name of 64 hex digits stands for; false: it is none. */
@@ -59,6 +62,10 @@ struct collect_lists {
 };
 int collect_listed(const void *manifest, size_t len, const struct collect_lists *lists,
                    struct cairn_error *err);
+/* The same of what is claimed, which need not be a manifest: it is claimed before it is looked at,
+ * and refused then. */
+int collect_claimed(const void *manifest, size_t len, const struct collect_lists *lists,
+                    struct cairn_error *err);
 
 /* -- What is dead: objects of one kind, condemned one by one, then judged again --------------- */
 

@@ -65,3 +65,11 @@ int collect_listed(const void *manifest, size_t len, const struct collect_lists 
     return take_layers(json_object_get(json, "layers"),
                        type && strcmp(type, MANIFEST_ARTIFACT_TYPE) == 0, lists, err);
 }
+
+int collect_claimed(const void *manifest, size_t len, const struct collect_lists *lists,
+                    struct cairn_error *err)
+{
+    int r = collect_listed(manifest, len, lists, err);
+
+    return r == CAIRN_E_CORRUPT ? CAIRN_OK : r;
+}

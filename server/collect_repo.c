@@ -65,6 +65,21 @@ static void note_unreadable(struct repo *repo, const struct cairn_error *err)
     log_error("gc-keeps-repository", err);
 }
 
+/* What cannot be read keeps what there is, and what has gone keeps nothing; else the run fails. */
+static int pass_over(struct repo *repo, int code, const struct cairn_error *why,
+                     struct cairn_error *err)
+{
+    if (code == CAIRN_E_NOT_FOUND)
+        return CAIRN_OK;
+    if (run_cannot_read(code)) {
+        note_unreadable(repo, why);
+        return CAIRN_OK;
+    }
+    if (err)
+        *err = *why;
+    return code;
+}
+
 /* -- Which manifests are live ----------------------------------------------------------------- */
 
 static int claimed_manifest(void *arg, const char *name, const void *manifest, size_t len,
@@ -92,24 +107,21 @@ static int tagged_manifest(void *arg, const char *name, bool is_prefix, struct c
 {
     struct repo *repo = arg;
     char key[REGISTRY_KEY_MAX];
-    CLEANUP_FREE void *value = NULL;
+    CLEANUP_FREE char *value = NULL;
     struct cairn_error why;
     struct digest d;
-    size_t len;
     int r;
 
     if (is_prefix)
         return CAIRN_OK;
-    r = store_get(repo->run->store, registry_tag_key(repo->name, name, key), TAG_VALUE_MAX, &value,
-                  &len, err);
-    if (r)
-        return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
-    if (digest_parse(value, len, &d, &why)) {
-        error_prefix(&why, CAIRN_E_CORRUPT, "tag %s:%s", repo->name, name);
-        note_unreadable(repo, &why);
-        return CAIRN_OK;
-    }
-    return digest_set_add(&repo->live, &d, err);
+    r = store_get_text(repo->run->store, registry_tag_key(repo->name, name, key), TAG_VALUE_MAX,
+                       &value, &why);
+    if (!r && digest_parse(value, strlen(value), &d, &why))
+        r = CAIRN_E_CORRUPT;
+    if (!r)
+        return digest_set_add(&repo->live, &d, err);
+    error_prefix(&why, r, "tag %s:%s", repo->name, name);
+    return pass_over(repo, r, &why, err);
 }
 
 static int young_manifest(void *arg, const struct digest *d, struct cairn_error *err)
@@ -259,7 +271,7 @@ static int claimed_blobs(void *arg, const char *name, const void *manifest, size
 
     if (strcmp(name, repo->name) != 0)
         return CAIRN_OK;
-    return collect_listed(manifest, len, &(struct collect_lists){.of_repo = &repo->listed}, err);
+    return collect_claimed(manifest, len, &(struct collect_lists){.of_repo = &repo->listed}, err);
 }
 
 static int take_lists(struct repo *repo, const struct digest *d, const void *buf, size_t len,
@@ -283,12 +295,11 @@ static int take_lists(struct repo *repo, const struct digest *d, const void *buf
 static int read_lists(struct repo *repo, const struct digest *d, struct cairn_error *err)
 {
     char key[REGISTRY_KEY_MAX];
-    CLEANUP_FREE void *buf = NULL;
-    size_t len;
-    int r = store_get(repo->run->store, registry_repo_key(repo->name, "_manifests", d, key),
-                      MANIFEST_BYTES_MAX, &buf, &len, err);
+    CLEANUP_FREE char *text = NULL;
+    int r = store_get_text(repo->run->store, registry_repo_key(repo->name, "_manifests", d, key),
+                           MANIFEST_BYTES_MAX, &text, err);
 
-    return r ? r : take_lists(repo, d, buf, len, err);
+    return r ? r : take_lists(repo, d, text, strlen(text), err);
 }
 
 /* In a dry run what would be gone by now counts as gone. */
@@ -303,14 +314,10 @@ static int list_manifest(void *arg, const struct digest *d, struct cairn_error *
         (repo->run->options.dry_run && digest_set_has(&repo->manifests.gone, d)))
         return CAIRN_OK;
     r = read_lists(repo, d, &why);
-    if (r == CAIRN_E_CORRUPT || r == CAIRN_E_IO) {
-        error_prefix(&why, r, "manifest %s of %s", digest_format(d, text), repo->name);
-        note_unreadable(repo, &why);
+    if (!r)
         return CAIRN_OK;
-    }
-    if (r && err)
-        *err = why;
-    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
+    error_prefix(&why, r, "manifest %s of %s", digest_format(d, text), repo->name);
+    return pass_over(repo, r, &why, err);
 }
 
 static int judge_link(void *arg, const struct digest *d, struct cairn_error *err)

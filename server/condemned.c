@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Markers in the store, as condemned.h has them.  What stands in a marker's place and is none, or
+ * speaks of another object, condemns nothing and keeps nobody waiting; the next run clears it away.
+ */
 #include "condemned.h"
 
 #include <stdio.h>
@@ -42,29 +46,31 @@ struct marker {
     char key[KEY_MAX + 1], with[KEY_MAX + 1]; /* with is empty if there is nothing */
 };
 
+/* A marker speaks of the object that it is named after, and of no other. */
 static int parse_value(const char *name, const char *value, struct marker *ret_marker,
                        struct cairn_error *err)
 {
-    char state[16];
+    char state[16], expected[MARKER_KEY_MAX];
     int n = sscanf(value, "%15s %63s %1024s %1024s", state, ret_marker->by, ret_marker->key,
                    ret_marker->with);
 
     if (n == 3)
         ret_marker->with[0] = 0;
     ret_marker->deleting = n >= 3 && strcmp(state, "deleting") == 0;
-    if (n >= 3 && (ret_marker->deleting || strcmp(state, "condemned") == 0))
+    if (n >= 3 && (ret_marker->deleting || strcmp(state, "condemned") == 0) &&
+        strcmp(name, marker_key(ret_marker->key, expected)) == 0)
         return CAIRN_OK;
     return error_set(err, CAIRN_E_CORRUPT, "%s: expected what is condemned, found '%.100s'", name,
                      value);
 }
 
-/* *ret_value, malloc'ed, is NULL if there is no marker. */
+/* *ret_value, malloc'ed, is NULL if there is no marker.  CAIRN_E_CORRUPT: there is something that
+ * none of us has written, which condemns nothing. */
 static int read_marker(struct store *store, const char *name, char **ret_value,
                        struct marker *ret_marker, struct cairn_error *err)
 {
-    CLEANUP_FREE void *value = NULL;
-    size_t len;
-    int r = store_get(store, name, VALUE_MAX, &value, &len, err);
+    CLEANUP_FREE char *value = NULL;
+    int r = store_get_text(store, name, VALUE_MAX, &value, err);
 
     *ret_value = NULL;
     if (r == CAIRN_E_NOT_FOUND)
@@ -141,8 +147,8 @@ static int settle_locked(struct store *store, const char *name, bool pardon,
     struct marker m;
     int r = read_marker(store, name, &value, &m, err);
 
-    if (r == CAIRN_E_CORRUPT && pardon) /* says nothing, so it condemns nothing */
-        return delete_if_there(store, name, err);
+    if (r == CAIRN_E_CORRUPT)
+        return pardon ? delete_if_there(store, name, err) : CAIRN_OK;
     if (r || !value)
         return r;
     if (m.deleting)
@@ -231,7 +237,8 @@ static int help_or_wait(struct store *store, const char *name, struct cairn_erro
     return r == CAIRN_E_CONFLICT ? CAIRN_OK : r;
 }
 
-/* *ret_settled: the marker is gone. */
+/* *ret_settled: the marker is gone, or is none; then nobody can condemn before a run has begun and
+ * cleared it away. */
 static int revive_once(struct store *store, const char *name, const char *key, bool *ret_settled,
                        struct cairn_error *err)
 {
@@ -239,9 +246,9 @@ static int revive_once(struct store *store, const char *name, const char *key, b
     struct marker m;
     int r = read_marker(store, name, &value, &m, err);
 
-    *ret_settled = !r && !value;
-    if (r || !value)
-        return r;
+    *ret_settled = !value && (!r || r == CAIRN_E_CORRUPT);
+    if (!value)
+        return *ret_settled ? CAIRN_OK : r;
     if (m.deleting)
         return help_or_wait(store, name, err);
     r = store_touch(store, key, err);
@@ -284,7 +291,7 @@ static int recover_one(void *arg, const char *name, bool is_prefix, struct cairn
     int r;
 
     if (is_prefix)
-        return CAIRN_OK;
+        return CAIRN_OK; /* not of our making */
     snprintf(key, sizeof(key), "%s%s", rec->prefix, name);
     r = lock_object(rec->store, key, &lock, err);
     return r ? r : settle_locked(rec->store, key, true, err);
@@ -296,8 +303,8 @@ static int recover_folder(void *arg, const char *name, bool is_prefix, struct ca
     char prefix[KEY_MAX];
     struct recovery rec = {.store = store, .prefix = prefix};
 
-    if (!is_prefix)
-        return CAIRN_OK;
+    if (!is_prefix || strlen(name) != 2)
+        return CAIRN_OK; /* not of our making */
     snprintf(prefix, sizeof(prefix), PREFIX "%s/", name);
     return store_list(store, prefix, NULL, recover_one, &rec, err);
 }

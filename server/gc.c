@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The collector (collect.h) as a kind of job: its options, its result, its figures.
+ */
 #include "gc.h"
 
 #include <inttypes.h>

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Leases in the store.  The order on taking one is what makes it hold (collect.h): the lease is
- * stored, then the manifest is revived, then it is looked for.
+ * stored, then the manifest is revived, then it is looked for.  Renewing one does the same: nobody
+ * goes on with a lease on what is gone.
  */
 #include "leases.h"
 
@@ -67,8 +68,8 @@ static int decode(const char *key, const char *text, struct lease *ret_lease,
     lease.created_us = number(json, "created");
     lease.renewed_us = number(json, "renewed");
     lease.nr_renewals = number(json, "renewals");
-    if (!repo || !ref_valid_repo(repo) || !manifest || !holder || lease.ttl_s == 0 ||
-        lease.ttl_s > LEASE_TTL_MAX ||
+    if (!repo || !ref_valid_repo(repo) || !manifest || !holder ||
+        strlen(holder) > LEASE_HOLDER_MAX || lease.ttl_s == 0 || lease.ttl_s > LEASE_TTL_MAX ||
         digest_parse(manifest, strlen(manifest), &lease.ref.digest, NULL))
         return error_set(err, CAIRN_E_CORRUPT, "%s does not hold a lease", key);
     snprintf(lease.ref.repo, sizeof(lease.ref.repo), "%s", repo);
@@ -78,18 +79,17 @@ static int decode(const char *key, const char *text, struct lease *ret_lease,
     return CAIRN_OK;
 }
 
-/* The lease, and its very text, malloc'ed. */
+/* The lease, and its very text, malloc'ed.  CAIRN_E_CORRUPT: it is none, and never becomes one. */
 static int read_lease(struct store *store, const char *key, struct lease *ret_lease,
                       char **ret_text, struct cairn_error *err)
 {
-    CLEANUP_FREE void *text = NULL;
-    size_t len;
-    int r = store_get(store, key, STORE_VALUE_MAX, &text, &len, err);
+    CLEANUP_FREE char *text = NULL;
+    int r = store_get_text(store, key, STORE_VALUE_MAX, &text, err);
 
     *ret_text = NULL;
     if (!r)
         r = decode(key, text, ret_lease, err);
-    if (!r || r == CAIRN_E_CORRUPT)
+    if (!r)
         *ret_text = steal_ptr(text);
     return r;
 }
@@ -225,9 +225,17 @@ static int change(struct store *store, const struct ref *ref, const char *id, bo
 int lease_renew(struct store *store, const struct ref *ref, const char *id, uint64_t ttl_s,
                 struct lease *ret_lease, struct cairn_error *err)
 {
+    char key[REGISTRY_KEY_MAX];
     int r = ttl_s ? check_terms("-", ttl_s, err) : CAIRN_OK;
 
-    return r ? r : change(store, ref, id, false, ttl_s, ret_lease, err);
+    if (!r)
+        r = change(store, ref, id, false, ttl_s, ret_lease, err);
+    if (r)
+        return r;
+    r = secure(store, ret_lease, err);
+    if (r == CAIRN_E_NOT_FOUND)
+        store_delete(store, lease_key(id, key), NULL);
+    return r;
 }
 
 int lease_release(struct store *store, const struct ref *ref, const char *id,
@@ -249,6 +257,24 @@ struct each {
     void *arg;
 };
 
+/* One that was renewed in the future: the store's clock was wrong then.  So that it ends, it is as
+ * if it were renewed now, and whoever holds it has time to do so. */
+static bool is_far_ahead(const struct lease *lease, uint64_t now_us)
+{
+    return lease->renewed_us > now_us && lease->renewed_us - now_us > lease->ttl_s * 1000000;
+}
+
+static int begin_anew(const struct each *e, const char *key, const char *text, struct lease *lease,
+                      struct cairn_error *err)
+{
+    CLEANUP_FREE char *anew = NULL;
+    int r;
+
+    lease->renewed_us = e->now_us;
+    r = encode(lease, &anew, err);
+    return r ? r : store_cas(e->store, key, text, anew, err);
+}
+
 /* One that has been renewed or released meanwhile: look again. */
 static int visit_once(struct each *e, const char *key, struct cairn_error *err)
 {
@@ -260,13 +286,18 @@ static int visit_once(struct each *e, const char *key, struct cairn_error *err)
         return CAIRN_OK;
     if (r && r != CAIRN_E_CORRUPT)
         return r;
-    if (r == CAIRN_OK && !has_expired(&lease, e->now_us))
+    if (!r && e->remove && is_far_ahead(&lease, e->now_us)) {
+        r = begin_anew(e, key, text, &lease, err);
+        if (r)
+            return r;
+    }
+    if (!r && !has_expired(&lease, e->now_us))
         return e->fn(e->arg, &lease, err);
     if (!e->remove)
         return CAIRN_OK;
-    r = store_cas(e->store, key, text, NULL, err);
+    r = text ? store_cas(e->store, key, text, NULL, err) : store_delete(e->store, key, err);
     e->nr_expired += r == CAIRN_OK;
-    return r;
+    return r == CAIRN_E_NOT_FOUND ? CAIRN_OK : r;
 }
 
 static int visit(void *arg, const char *name, bool is_prefix, struct cairn_error *err)
@@ -282,13 +313,18 @@ static int visit(void *arg, const char *name, bool is_prefix, struct cairn_error
     return r;
 }
 
+/*
+ * What is replaced while its folder is listed may be missing in the list (tmpfs and btrfs do that).
+ * Who is about to delete must see it, so there are two lists: nobody renews in both.
+ */
 int leases_each(struct store *store, lease_fn fn, void *arg, uint64_t *ret_expired,
                 struct cairn_error *err)
 {
     struct each e = {.store = store, .remove = ret_expired != NULL, .fn = fn, .arg = arg};
+    const unsigned nr_lists = e.remove ? 2 : 1;
     int r = store_now(store, &e.now_us, err);
 
-    if (!r)
+    for (unsigned i = 0; i < nr_lists && !r; i++)
         r = store_list(store, PREFIX, NULL, visit, &e, err);
     if (ret_expired)
         *ret_expired += e.nr_expired;

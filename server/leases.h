@@ -40,14 +40,18 @@ struct lease {
 /* A lease on the manifest that ref names now.  CAIRN_E_NOT_FOUND: there is none (any more). */
 int lease_take(struct store *store, const struct ref *ref, const char *holder, uint64_t ttl_s,
                struct lease *ret_lease, struct cairn_error *err);
-/* ttl_s 0: as before.  CAIRN_E_NOT_FOUND: it has ended, or is not one on that manifest. */
+/* ttl_s 0: as before.  CAIRN_E_NOT_FOUND: it has ended, is not one on that manifest, or that is
+ * gone all the same. */
 int lease_renew(struct store *store, const struct ref *ref, const char *id, uint64_t ttl_s,
                 struct lease *ret_lease, struct cairn_error *err);
 int lease_release(struct store *store, const struct ref *ref, const char *id,
                   struct cairn_error *err);
 
-/* Every lease that can be seen and has not expired; those that have are removed and counted, if
- * ret_expired is not NULL. */
+/*
+ * Every lease that can be seen and has not expired.  For who deletes, ret_expired is not NULL: then
+ * those that have are removed and counted, one from far ahead (a clock was wrong) begins anew, and
+ * fn may be told of one twice.
+ */
 typedef int (*lease_fn)(void *arg, const struct lease *lease, struct cairn_error *err);
 int leases_each(struct store *store, lease_fn fn, void *arg, uint64_t *ret_expired,
                 struct cairn_error *err);

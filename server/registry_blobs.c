@@ -28,6 +28,7 @@
 #include "step.h"
 
 #define SHOWN_FOR_US (10 * UINT64_C(1000000))
+#define LINK_TRIES   100
 
 /* The repository has a mark of a blob that is not there: it is in quarantine, or lost. */
 static int blob_is_away(struct store *store, const char *repo, const struct digest *d,
@@ -93,12 +94,14 @@ int registry_show_blob(struct store *store, const char *repo, const struct diges
     int r = CAIRN_OK;
 
     registry_repo_key(repo, "_blobs", d, key);
-    while (!there && !r) {
+    for (int i = 0; i < LINK_TRIES && !there && !r; i++) {
         r = put_link(store, key, size, err);
         step_reached(STEP_LINK_STORED);
         if (!r)
             r = secure_link(store, key, &there, err);
     }
+    if (!r && !there)
+        return error_set(err, CAIRN_E_UNAVAILABLE, "%s is deleted again and again", key);
     return r;
 }
 
@@ -281,7 +284,7 @@ static int renew_old(const struct registry_call *call, const char *key, uint64_t
     struct store_stat st;
     int r = store_stat(call->store, key, &st, err);
 
-    if (!r && now_us > st.time_us && now_us - st.time_us > half_us)
+    if (!r && store_age_us(now_us, st.time_us) > half_us)
         r = store_touch(call->store, key, err);
     return r;
 }

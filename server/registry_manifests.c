@@ -35,12 +35,13 @@
 #include "step.h"
 #include "store_backend.h"
 
-#define TAG_TRIES       100
-#define PUT_TRIES       3 /* with a claim that was broken in between */
-#define DELETE_WAIT_US  (10 * UINT64_C(1000000))
-#define DELETE_PAUSE_NS 5000000
-#define TAG_VALUE_MAX   256
-#define MEDIA_TYPE_MAX  255 /* two names of 127 bytes (RFC 6838, section 4.2) */
+#define TAG_TRIES           100
+#define PUT_TRIES           3 /* with a claim that was broken in between */
+#define DELETE_WAIT_US      (10 * UINT64_C(1000000))
+#define DELETE_PAUSE_MIN_NS 5000000
+#define DELETE_PAUSE_MAX_NS 400000000
+#define TAG_VALUE_MAX       256
+#define MEDIA_TYPE_MAX      255 /* two names of 127 bytes (RFC 6838, section 4.2) */
 #define ANNOTATIONS_MAX                                                                            \
     (64u << 10) /* of a manifest, repeated in its subject's list of referrers                      \
                  */
@@ -249,8 +250,8 @@ static int set_tag(const struct registry_call *call, const char *tag, const stru
     return r;
 }
 
-/* The manifest is there already, and is as if it were put now.  Should its bytes be damaged, these
- * are right. */
+/* The manifest is there already, and is as if it were put now.  Should its bytes be damaged, or
+ * unreadable, these are right. */
 static int keep_manifest(const struct registry_call *call, const struct digest *d, const void *body,
                          size_t len, struct cairn_error *err)
 {
@@ -260,7 +261,7 @@ static int keep_manifest(const struct registry_call *call, const struct digest *
     int r = registry_get_manifest(call->store, call->target.repo, d, &stored, &stored_len, NULL);
 
     registry_repo_key(call->target.repo, "_manifests", d, key);
-    if (r == CAIRN_E_CORRUPT)
+    if (r && r != CAIRN_E_NOT_FOUND)
         return store_put(call->store, key, body, len, STORE_PUT_REPLACE, err);
     return store_touch(call->store, key, err);
 }
@@ -591,6 +592,7 @@ static const char *record_of(const struct deletion *del)
     return del->record[0] ? del->record : NULL;
 }
 
+/* What cannot be read can be deleted all the same. */
 static int find_record(struct deletion *del, struct cairn_error *err)
 {
     __attribute__((cleanup(document_release))) struct document doc = {0};
@@ -600,7 +602,7 @@ static int find_record(struct deletion *del, struct cairn_error *err)
 
     if (!r && parse_document(buf, len, &doc, NULL) == CAIRN_OK && doc.has_subject)
         registry_referrer_key(del->call->target.repo, &doc.subject, del->digest, del->record);
-    return r;
+    return r == CAIRN_E_LIMIT || r == CAIRN_E_IO ? CAIRN_OK : r;
 }
 
 static int see_claim(void *arg, const char *repo, const void *manifest, size_t len,
@@ -635,11 +637,11 @@ static int see_lease(void *arg, const struct lease *lease, struct cairn_error *e
 static int delete_condemned(struct deletion *del, bool *ret_gone, struct cairn_error *err)
 {
     struct store *store = del->call->store;
-    uint64_t nr_broken = 0;
+    uint64_t nr_broken = 0, nr_expired = 0;
     int r = claims_each(store, CLAIM_AGE_S, see_claim, del, &nr_broken, err);
 
     if (!r)
-        r = leases_each(store, see_lease, del, NULL, err);
+        r = leases_each(store, see_lease, del, &nr_expired, err);
     step_reached(STEP_DELETE_UNCLAIMED);
     if (!r && !del->claimed)
         r = untag_all(del->call, del->digest, err);
@@ -672,10 +674,12 @@ static int delete_once(const struct registry_call *call, const struct digest *d,
     return r || !marked ? r : delete_condemned(&del, ret_gone, err);
 }
 
+/* Several at once revive what the others have condemned, so they leave each other more and more
+ * time. */
 static int delete_manifest(const struct registry_call *call, const struct digest *d,
                            struct cairn_error *err)
 {
-    const struct timespec pause = {.tv_nsec = DELETE_PAUSE_NS};
+    struct timespec pause = {.tv_nsec = DELETE_PAUSE_MIN_NS};
     const uint64_t deadline = clock_now_us() + DELETE_WAIT_US;
     char text[DIGEST_STR_MAX];
     bool gone;
@@ -691,6 +695,8 @@ static int delete_manifest(const struct registry_call *call, const struct digest
             return error_set(err, CAIRN_E_UNAVAILABLE, "manifest %s is being published",
                              digest_format(d, text));
         nanosleep(&pause, NULL);
+        if (pause.tv_nsec < DELETE_PAUSE_MAX_NS)
+            pause.tv_nsec *= 2;
     }
 }
 

@@ -277,7 +277,7 @@ static int list_upload(const struct store_fs *fs, const char *id, void *arg,
     if (fstatat(fs->root, upload_path(id, "data", path), &st, AT_SYMLINK_NOFOLLOW) != 0)
         return CAIRN_OK; /* not there yet, or no more */
     r = read_owner(fs, id, owner, err);
-    if (r == CAIRN_E_NOT_FOUND)
+    if (r == CAIRN_E_NOT_FOUND || r == CAIRN_E_CORRUPT) /* nobody's: it goes when it is old */
         return CAIRN_OK;
     upload.size = (uint64_t)st.st_size;
     upload.age_s = age_of(&st);
