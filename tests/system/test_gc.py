@@ -337,6 +337,14 @@ class Gc(Case):
         self.collect(server)
         self.assertEqual(self.stored(server, "blobs", "repos", "index"), set())
 
+    def test_a_lease_for_longer_than_a_day_is_refused(self):
+        server = self.cairnd()
+        server.push(self.image("a.qcow2", 5), "r:a")
+        refused = server.cairn("attach", "r:a", "--read-only", "--lease", "86401", code=1)
+        self.assertIn("a lease of 86401 seconds, expected at most 86400",
+                      refused.stderr.decode())
+        self.assertEqual(self.leases(server), [])
+
     def test_a_host_that_dies_loses_its_lease(self):
         server = self.cairnd(arguments=["--gc-grace", "0"])
         server.push(self.image("a.qcow2", 5), "r:a")
