@@ -230,7 +230,9 @@ static bool is_of_the_future(time_t t)
     return t > time(NULL) + CLOCKS_APART_S;
 }
 
-/* The newest job that is the same work; *ret_record stays NULL if there is none. */
+/* The newest job that is the same work (options NULL: any); *ret_record stays NULL if there is
+ * none.
+ */
 static int find_same(struct jobs *jobs, const struct job_kind *kind, const json_t *options,
                      json_t **ret_record, struct cairn_error *err)
 {
@@ -244,7 +246,7 @@ static int find_same(struct jobs *jobs, const struct job_kind *kind, const json_
         if (r == CAIRN_E_NOT_FOUND || r == CAIRN_E_CORRUPT)
             r = CAIRN_OK; /* removed meanwhile; or of no use, which its age will end */
         else if (!r && !is_of_the_future(job_record_time(record, "started")) &&
-                 same_work(kind, json_object_get(record, "options"), options)) {
+                 (!options || same_work(kind, json_object_get(record, "options"), options))) {
             *ret_record = steal_ptr(record);
             break;
         }
@@ -439,7 +441,7 @@ static bool is_due(const struct job_kind *kind, const json_t *last)
     return is_of_the_future(ended) || time(NULL) - ended >= (time_t)kind->interval_s;
 }
 
-static int start_if_due(struct jobs *jobs, const struct job_kind *kind, struct cairn_error *err)
+static int start_ordinary(struct jobs *jobs, const struct job_kind *kind, struct cairn_error *err)
 {
     CLEANUP(json_decref_p) json_t *options = NULL;
     CLEANUP(json_decref_p) json_t *last = NULL;
@@ -448,12 +450,24 @@ static int start_if_due(struct jobs *jobs, const struct job_kind *kind, struct c
 
     if (!r)
         r = find_same(jobs, kind, options, &last, err);
-    if (r || !is_due(kind, last))
-        return r;
-    if (last && job_record_is(last, JOB_INTERRUPTED))
+    return r || !is_due(kind, last) ? r : start_kind(jobs, kind, NULL, id, err);
+}
+
+/* What was begun last and interrupted goes first, with the options that it was given; unless those
+ * are of another version, and mean nothing here. */
+static int start_if_due(struct jobs *jobs, const struct job_kind *kind, struct cairn_error *err)
+{
+    CLEANUP(json_decref_p) json_t *last = NULL;
+    char id[JOB_ID_MAX];
+    int r = find_same(jobs, kind, NULL, &last, err);
+
+    if (!r && last && job_record_is(last, JOB_INTERRUPTED)) {
         r = start_kind(jobs, kind, json_object_get(last, "options"), id, err);
-    else
-        r = start_kind(jobs, kind, NULL, id, err);
+        if (r == CAIRN_E_USAGE)
+            r = start_ordinary(jobs, kind, err);
+    } else if (!r) {
+        r = start_ordinary(jobs, kind, err);
+    }
     return r == CAIRN_E_CONFLICT ? CAIRN_OK : r; /* another server was first */
 }
 

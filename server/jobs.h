@@ -30,7 +30,7 @@ struct job_kind {
     const char *name; /* lower-case letters */
     void *ctx;
     uint64_t interval_s; /* started by itself so long after the last one has ended; 0: never */
-    bool resumes;        /* one with options as if none were given is taken up again by itself */
+    bool resumes;        /* if the last one was interrupted it is taken up again by itself */
     /* What is given (NULL: nothing) with what was left out filled in, as a new object.  It must
      * take its own results.  CAIRN_E_USAGE names the option, its value, and what was expected. */
     int (*parse)(void *ctx, const json_t *given, json_t **ret_options, struct cairn_error *err);

@@ -418,6 +418,10 @@ class Gc(Case):
                 self.replace(world, index, ("one", "two")[index])
         world.over.set()
 
+    def last_run(self, server):
+        runs = server.http.get("/v1/jobs?kind=gc").json()["jobs"]
+        return runs[0]["state"] if runs else None
+
     def check_exact(self, world, actors):
         """What tags name is there, byte for byte, and nothing else."""
         server, expected = world.servers[0], set()
@@ -429,6 +433,8 @@ class Gc(Case):
             self.assertEqual(answer.status, 200, (repo, tag))
             manifest = answer.json()
             expected |= {d["digest"][7:] for d in [manifest["config"], *manifest["layers"]]}
+        wait_for(lambda: self.last_run(server) not in ("running", "interrupted"),
+                 "collectors' last run, which another would join")
         self.collect(server, "--grace", "0")
         blobs = {name.rpartition("/")[2] for name in self.stored(server, "blobs")}
         self.assertEqual(blobs, expected)

@@ -425,6 +425,39 @@ static void test_interrupted_job_is_taken_up_by_itself(void **state)
     wait_for_state(&f->b, id, "running");
 }
 
+static void test_interrupted_job_of_other_work_is_taken_up_by_itself(void **state)
+{
+    struct fixture *f = *state;
+    char id[JOB_ID_MAX];
+
+    start(&f->a, "{\"what\":\"sheep\"}", id);
+    wait_for_steps(&f->b, id, 3);
+    stop_server(&f->a);
+    f->a.kind.resumes = true;
+    start_server(f, &f->a, "alpha[1]");
+    wait_for_run(&f->a, 2);
+    assert_true(atomic_load(&f->a.counting.first) >= 3);
+    wait_for_state(&f->b, id, "running");
+}
+
+/* Of another version, perhaps.  The work is the same. */
+static void test_options_that_mean_nothing_keep_no_job_from_going_on(void **state)
+{
+    static const char record[] = "{\"id\":\"count-0\",\"state\":\"interrupted\",\"cursor\":3,"
+                                 "\"options\":{\"speed\":-1}}";
+    struct fixture *f = *state;
+
+    stop_server(&f->a);
+    assert_int_equal(
+        store_put(f->b.store, "jobs/count-0", record, strlen(record), STORE_PUT_IF_ABSENT, &err),
+        CAIRN_OK);
+    f->a.kind.resumes = true;
+    start_server(f, &f->a, "alpha[1]");
+    wait_for_run(&f->a, 1);
+    assert_int_equal(atomic_load(&f->a.counting.first), 3);
+    wait_for_state(&f->b, "count-0", "running");
+}
+
 static int take_name(void *id, const char *name, bool is_prefix, struct cairn_error *e)
 {
     (void)is_prefix;
@@ -587,6 +620,8 @@ int main(void)
         JOBS_TEST(test_killed_server_leaves_an_interrupted_job),
         JOBS_TEST(test_cancel_of_a_dying_server_is_remembered),
         JOBS_TEST(test_interrupted_job_is_taken_up_by_itself),
+        JOBS_TEST(test_interrupted_job_of_other_work_is_taken_up_by_itself),
+        JOBS_TEST(test_options_that_mean_nothing_keep_no_job_from_going_on),
         JOBS_TEST(test_interval_starts_a_job),
         JOBS_TEST(test_a_record_of_the_future_stops_no_interval),
         JOBS_TEST(test_old_records_are_removed),
