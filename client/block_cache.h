@@ -41,6 +41,7 @@ int block_cache_layer(struct block_cache *cache, const struct digest *layer, uin
                       struct block_layer **ret_layer, bool *ret_keep, struct cairn_error *err);
 void block_layer_unref(struct block_layer *layer); /* NULL is allowed */
 CLEANUP_DEFINE(struct block_layer *, block_layer_unref)
+uint64_t block_layer_size(const struct block_layer *layer);
 
 /* -- Reading ---------------------------------------------------------------------------------- */
 

@@ -33,6 +33,7 @@
 #include <pthread.h>
 #include <stdalign.h>
 #include <stdatomic.h>
+#include <stddef.h>
 
 #include "block_cache.h"
 #include "block_sum.h"
@@ -60,10 +61,13 @@ struct block_layer {
     uint64_t size; /* of the layer */
     uint64_t slots_off;
     int fd;
-    /* When each segment was last seen to be stamped, in seconds, by this process.  Memory of which
-     * what is not used is not taken: a layer may be said to have any size. */
+    /* When each segment was last seen to be stamped, in seconds, by this process: few_stamps, or
+     * memory of which what is not used is not taken, for a layer may be said to have any size. */
     _Atomic uint32_t *stamps;
+    _Atomic uint32_t few_stamps[4];
 };
+static_assert(sizeof(struct block_layer) - offsetof(struct block_layer, cache) == 64,
+              "what reads need of a layer is one cache line");
 
 struct block_cache {
     atomic_uint refs;

@@ -162,7 +162,9 @@ static struct block_layer *layer_new(uint64_t size)
         return NULL;
     memset(layer, 0, sizeof(*layer));
     layer->fd = -1;
-    layer->stamps = calloc((size_t)nr_segments(size), sizeof(*layer->stamps));
+    layer->stamps = layer->few_stamps;
+    if (nr_segments(size) > sizeof(layer->few_stamps) / sizeof(*layer->few_stamps))
+        layer->stamps = calloc((size_t)nr_segments(size), sizeof(*layer->stamps));
     if (layer->stamps)
         return layer;
     free(layer);
@@ -197,8 +199,14 @@ int block_layer_open(struct block_cache *cache, const struct digest *digest, uin
 void block_layer_close(struct block_layer *layer)
 {
     cleanup_close(&layer->fd);
-    free(layer->stamps);
+    if (layer->stamps != layer->few_stamps)
+        free(layer->stamps);
     free(layer);
+}
+
+uint64_t block_layer_size(const struct block_layer *layer)
+{
+    return layer->size;
 }
 
 /* -- Stamps ----------------------------------------------------------------------------------- */

@@ -88,37 +88,47 @@ struct cursor {
     uint8_t *buf;
 };
 
+/* The piece of a layer where the cursor is.  The layer's place in the cache knows its size, too:
+ * for a read of one of thousands of layers, one thing less to bring into the processor's cache. */
+static void open_piece(const struct block_fetch *fetch, const struct cursor *c, struct piece *p)
+{
+    const struct extent *e = &c->run[c->at];
+    uint64_t stored;
+
+    *p = (struct piece){.ordinal = e->layer,
+                        .host_off = e->host_off + c->done,
+                        .guest_off = e->guest_off + c->done,
+                        .buf = c->buf};
+    p->layer = fetch->open(fetch->ctx, e->layer, &p->borrowed);
+    p->layer_size = p->layer ? block_layer_size(p->layer) : fetch->layer_size(fetch->ctx, e->layer);
+    stored = p->host_off < p->layer_size ? p->layer_size - p->host_off : 0;
+    p->len = (size_t)min_u64(min_u64(e->len - c->done, stored), BLOCK_SPAN);
+}
+
+static void advance(struct cursor *c, uint64_t len)
+{
+    c->buf += len;
+    c->done += len;
+    if (c->done < c->run[c->at].len)
+        return;
+    c->done = 0;
+    c->at++;
+}
+
 /* The next piece; what lies past the end of its layer becomes zeros at once. */
 static bool next_piece(const struct block_fetch *fetch, struct cursor *c, struct piece *p)
 {
     while (c->at < c->nr) {
-        const struct extent *e = &c->run[c->at];
-        uint64_t size = fetch->layer_size(fetch->ctx, e->layer);
-        uint64_t host_off = e->host_off + c->done, rest = e->len - c->done;
-        size_t len =
-            (size_t)min_u64(min_u64(rest, host_off < size ? size - host_off : 0), BLOCK_SPAN);
+        uint64_t rest = c->run[c->at].len - c->done;
 
-        if (len == 0) {
-            memset(c->buf, 0, (size_t)rest);
-            c->buf += rest;
-            c->done = 0;
-            c->at++;
-            continue;
+        open_piece(fetch, c, p);
+        if (p->len > 0) {
+            advance(c, p->len);
+            return true;
         }
-        *p = (struct piece){.ordinal = e->layer,
-                            .layer_size = size,
-                            .host_off = host_off,
-                            .guest_off = e->guest_off + c->done,
-                            .len = len,
-                            .buf = c->buf};
-        p->layer = fetch->open(fetch->ctx, e->layer, &p->borrowed);
-        c->buf += len;
-        c->done += len;
-        if (c->done == e->len) {
-            c->done = 0;
-            c->at++;
-        }
-        return true;
+        piece_release(p);
+        memset(c->buf, 0, (size_t)rest);
+        advance(c, rest);
     }
     return false;
 }
@@ -349,8 +359,11 @@ int block_read_run(const struct block_fetch *fetch, const struct extent *run, si
     do {
         unsigned nr_missing = 0;
 
-        for (n = 0; n < NR_PIECES && next_piece(fetch, &c, &pieces[n]); n++)
-            nr_missing += look(&pieces[n]);
+        /* Opened before any is read: so the processor waits for all their layers at once. */
+        for (n = 0; n < NR_PIECES && next_piece(fetch, &c, &pieces[n]);)
+            n++;
+        for (unsigned i = 0; i < n; i++)
+            nr_missing += look(&pieces[i]);
         if (nr_missing > 0)
             ret = fill_pieces(fetch, pieces, n, err);
         for (unsigned i = 0; i < n; i++)
