@@ -9,14 +9,18 @@ measurements is ended after --box seconds: a full read that was not finished is 
 
 nbdkit's own plugins file (the base's file, from the page cache) and memory (nothing but zeros) are read in
 the same rounds: they show what the way itself allows, from fio over NBD and a Unix socket through nbdkit.
+So is, for each depth, a plugin that reads the same blocks from the same files of the block cache and does
+nothing else (block_files_plugin.c): how much of depth is the kernel's, which has a file per layer to handle.
 
 The rounds of what is warm go through all depths and all contenders, every other one backwards, so that
-a machine that slows down slows all of them; depths are compared within a round.  A warm full read goes
-over the disk several times, for once is over too soon.  Before anything is measured clusters are
-read at random, and have to be those that the chain shows.
+a machine that slows down slows all of them; depths are compared within a round.  A full read that is not
+measured comes first, for some systems take pages back that were not used for seconds; what came from the
+disk even so is reported.  A warm full read goes over the disk several times, for once is over too soon.
+Before anything is measured clusters are read at random, and have to be those that the chain shows.
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import os
@@ -31,7 +35,7 @@ import tempfile
 import time
 
 from nbd_bench import Contender, median, run, run_fio, start_qemu_nbd, wait_for
-from cairntest import Attachment, CAIRN, Cairnd, MIB, Process, preload, private_home, socket_of
+from cairntest import Attachment, BUILD, CAIRN, Cairnd, MIB, Process, preload, private_home, socket_of
 from nbdclient import NbdClient
 from deep_chain import CLUSTERS, STAMP, DeepChain
 from depth_report import print_report, write_svg
@@ -39,6 +43,7 @@ from scattered_image import CLUSTER
 
 QEMU_DEPTH_MAX = 1000
 DEPTH_MAX = {"sparse": 5000, "dense": 1000}
+BLOCK = 4096
 CHECKED_CLUSTERS = 64
 ATTACH_ROUNDS = 5
 CACHE = ("--cache-size", "64G")  # nothing is evicted
@@ -152,20 +157,42 @@ class QemuDisk(Contender):
 
 
 class NbdkitDisk(Contender):
-    """One of nbdkit's own plugins, run with the arguments given."""
+    """A plugin, run with the arguments given."""
 
-    def __init__(self, folder, plugin, *arguments):
-        self.plugin, self.socket = plugin, folder / f"nbdkit-{plugin}.sock"
+    def __init__(self, folder, name, plugin, *arguments, env=None):
+        self.plugin, self.socket, self.env = name, folder / f"nbdkit-{name}.sock", env
         self.command = ["nbdkit", "-f", "-r", "-U", self.socket, plugin, *arguments]
-        self.log = folder / f"nbdkit-{plugin}.log"
-        super().__init__(f"nbdkit {plugin}", self.start_nbdkit)
+        self.log = folder / f"nbdkit-{name}.log"
+        super().__init__(f"nbdkit {name}", self.start_nbdkit)
 
     def start_nbdkit(self):
         self.socket.unlink(missing_ok=True)
-        process = Process(self.command, self.log)
+        process = Process(self.command, self.log, env=self.env)
         wait_for(lambda: process.check_running() and answers(self.socket), f"{self.name}'s socket")
         process.uri = f"nbd+unix:///?socket={self.socket}"
+        process.socket = str(self.socket)
         return process
+
+
+class BlockFilesDisk(NbdkitDisk):
+    """What a disk shows, read from the files of its block cache, which holds all of it, and nothing else."""
+
+    def __init__(self, disk, chain, cache):
+        self.depth, self.disk, self.chain, self.cache = disk.depth, disk, chain, cache
+        self.list = chain.folder / f"block-files-{disk.depth}"
+        super().__init__(chain.folder, f"files-{disk.depth}",
+                         BUILD / "lib" / "bench-block-files-plugin.so", f"list={self.list}",
+                         env=preload())
+
+    def write_list(self):
+        """The files, and for each cluster of the disk the number of its file and its offset in that layer."""
+        extents = run(CAIRN, "map", "--json", self.chain.ref(self.depth),
+                      env={"CAIRN_SERVER": self.disk.server.url}).json()
+        numbers = {layer: number for number, layer in enumerate({e["layer"] for e in extents})}
+        places = (f"{numbers[e['layer']]} {e['offset'] + done}"
+                  for e in extents for done in range(0, e["length"], CLUSTER))
+        names = (self.cache / f"{layer.removeprefix('sha256:')}.blocks" for layer in numbers)
+        self.list.write_text("\n".join([str(len(numbers)), *map(str, names), *places]) + "\n")
 
 
 def answers(path):
@@ -192,11 +219,18 @@ def full_read(contender, options, box, passes=1):
     return job["read"]["io_bytes"] / (job["read"]["runtime"] / 1000)
 
 
+def disk_bytes(contender):
+    """What the contender's process has read from a real disk."""
+    process = contender.ensure()
+    text = pathlib.Path(f"/proc/{getattr(process, 'nbdkit_pid', process.pid)}/io").read_text()
+    return int(re.search(r"^read_bytes: (\d+)$", text, re.M)[1])
+
+
 def check_content(chain, disk):
     stamps = chain.stamps(disk.depth)
     client = NbdClient(disk.ensure().socket)
     for cluster in random.sample(range(chain.nr_clusters), min(CHECKED_CLUSTERS, chain.nr_clusters)):
-        got = client.read(cluster * CLUSTER, STAMP.size)
+        got = client.read(cluster * CLUSTER, BLOCK)[:STAMP.size]
         if got != stamps[cluster]:
             raise SystemExit(f"{disk.name}: cluster {cluster} begins {got.hex()}, "
                              f"expected {stamps[cluster].hex()}: layer and number")
@@ -234,15 +268,24 @@ def measure_cold(options, server, chain, depth, caches):
     return figures
 
 
+def measure_warm_round(options, contender):
+    if isinstance(contender, QemuDisk):
+        return {"bytesPerSecond": full_read(contender, options, options.box, WARM_PASSES),
+                "randomReads": random_reads(contender, options)}
+    full_read(contender, options, 600)
+    before = disk_bytes(contender)
+    return {"bytesPerSecond": full_read(contender, options, 600, WARM_PASSES),
+            "randomReads": random_reads(contender, options),
+            "diskBytes": disk_bytes(contender) - before}
+
+
 def measure_warm(options, contenders):
     """{contender: {"randomReads": [of each round], "bytesPerSecond": …}}"""
-    samples = {contender: {"randomReads": [], "bytesPerSecond": []} for contender in contenders}
+    samples = {contender: collections.defaultdict(list) for contender in contenders}
     for number in range(options.rounds):
         for contender in contenders[::-1] if number % 2 else contenders:
-            box = options.box if isinstance(contender, QemuDisk) else 600
-            samples[contender]["bytesPerSecond"].append(
-                full_read(contender, options, box, WARM_PASSES))
-            samples[contender]["randomReads"].append(random_reads(contender, options))
+            for what, figure in measure_warm_round(options, contender).items():
+                samples[contender][what].append(figure)
     return samples
 
 
@@ -268,17 +311,21 @@ def measure_all(options, server, chain, caches):
     cold = {depth: measure_cold(options, server, chain, depth, caches) for depth in options.depths}
     ours = [CairnDisk(server, chain, depth, caches / "warm") for depth in options.depths]
     theirs = [QemuDisk(chain, depth) for depth in options.depths if depth <= QEMU_DEPTH_MAX]
-    ways = [NbdkitDisk(chain.folder, "file", chain.file(0)),
-            NbdkitDisk(chain.folder, "memory", f"{options.size}M")]
+    files = [BlockFilesDisk(disk, chain, caches / "warm") for disk in ours]
+    ways = [NbdkitDisk(chain.folder, "file", "file", chain.file(0)),
+            NbdkitDisk(chain.folder, "memory", "memory", f"{options.size}M")]
     try:
         for disk in ours:
             fill_cache(disk)
+        for disk in files:
+            disk.write_list()
+            check_content(chain, disk)
         traffic = Traffic(server)
-        samples = measure_warm(options, ours + theirs + ways)
+        samples = measure_warm(options, ours + files + theirs + ways)
         warm_traffic = traffic.counts()
         memory = {disk: disk.memory() for disk in ours + theirs}
     finally:
-        for disk in ours + theirs + ways:
+        for disk in ours + files + theirs + ways:
             disk.stop()
     attach = {disk: measure_attach(options, disk) for disk in ours + theirs}
     by_depth = {depth: {"depth": depth, "cairn": {"cold": cold[depth]}} for depth in options.depths}
@@ -288,6 +335,8 @@ def measure_all(options, server, chain, caches):
             figures = summary(samples[disk], samples[group[0]])
             figures |= {"residentBytes": memory[disk], "attachSeconds": attach[disk]}
             entry.update({"warm": figures} if name == "cairn" else figures)
+    for disk in files:
+        by_depth[disk.depth]["files"] = summary(samples[disk], samples[files[0]])
     return {"depths": list(by_depth.values()), "warmTraffic": warm_traffic,
             "nbdkit": {way.plugin: {what: median(values) for what, values in samples[way].items()}
                        for way in ways}}

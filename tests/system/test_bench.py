@@ -27,6 +27,7 @@ class Benches(Case):
             self.assertGreater(min(way["randomReads"], way["bytesPerSecond"]), 0)
         for entry in figures["depths"]:
             cold, warm, qemu = entry["cairn"]["cold"], entry["cairn"]["warm"], entry["qemu"]
+            self.assertGreater(min(entry["files"]["randomReads"], entry["files"]["bytesPerSecond"]), 0)
             self.assertEqual(cold["attach"]["requests"], 1)
             self.assertGreaterEqual(cold["full"]["bytes"], figures["sizeMiB"] << 20)
             for measured in (cold, warm, qemu):
