@@ -232,6 +232,7 @@ int lease_renew(struct store *store, const struct ref *ref, const char *id, uint
         r = change(store, ref, id, false, ttl_s, ret_lease, err);
     if (r)
         return r;
+    step_reached(STEP_LEASE_STORED);
     r = secure(store, ret_lease, err);
     if (r == CAIRN_E_NOT_FOUND)
         store_delete(store, lease_key(id, key), NULL);

@@ -209,6 +209,35 @@ static struct promise take_lease(const struct client *c, struct scene *s)
     return (struct promise){"garbage", s->garbage.digest};
 }
 
+/* One that has expired, which the collector may have disregarded, or be about to. */
+static struct promise renew_lease(const struct client *c, struct scene *s)
+{
+    static const char id[] = "00000000000000000000000000000001";
+    struct ref ref = {.repo = "garbage"};
+    struct lease lease;
+    struct cairn_error e;
+    char text[500];
+    int len = snprintf(text, sizeof(text),
+                       "{\"repository\":\"garbage\",\"manifest\":\"%s\",\"ttl\":1000,"
+                       "\"renewed\":1,\"holder\":\"test\"}",
+                       s->garbage.digest);
+    int r;
+
+    (void)c;
+    assert_int_equal(digest_parse(s->garbage.digest, strlen(s->garbage.digest), &ref.digest, &e),
+                     CAIRN_OK);
+    assert_int_equal(store_put(s->f->store, "leases/00000000000000000000000000000001", text,
+                               (size_t)len, STORE_PUT_REPLACE, &e),
+                     CAIRN_OK);
+    r = lease_renew(s->f->store, &ref, id, 0, &lease, &e);
+    if (r != CAIRN_E_NOT_FOUND)
+        memcpy(s->lease, id, sizeof(s->lease));
+    if (r == CAIRN_E_NOT_FOUND || r == CAIRN_E_UNAVAILABLE)
+        return (struct promise){NULL, NULL};
+    assert_int_equal(r, CAIRN_OK);
+    return (struct promise){"garbage", s->garbage.digest};
+}
+
 /* Publish, and delete the manifest with all its tags: nothing is promised but order. */
 static struct promise publish_and_delete(const struct client *c, struct scene *s)
 {
@@ -260,6 +289,7 @@ static const struct {
     {"tag_again", tag_again, 0},
     {"publish_to_a_new_repository", publish_to_a_new_repository, 0},
     {"take_lease", take_lease, 0},
+    {"renew_lease", renew_lease, 0},
     {"publish_and_delete", publish_and_delete, 0},
     {"send_layers", send_layers, 3600},
     {"look_for_layers", look_for_layers, 3600},
