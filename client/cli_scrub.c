@@ -9,9 +9,10 @@
 
 #include "cli.h"
 
-static void print_refs(const json_t *tags)
+static void print_refs(const json_t *item)
 {
-    const json_t *tag;
+    const json_t *tags = json_object_get(item, "tags"), *tag;
+    uint64_t nr_more = cli_number(item, "moreTags");
     size_t i;
 
     json_array_foreach(tags, i, tag)
@@ -20,7 +21,9 @@ static void print_refs(const json_t *tags)
 
         printf("    %s\n", cli_escape(json_is_string(tag) ? json_string_value(tag) : "", escaped));
     }
-    if (json_array_size(tags) == 0)
+    if (nr_more > 0)
+        printf("    (and %" PRIu64 " more; the server's log names them)\n", nr_more);
+    else if (json_array_size(tags) == 0)
         printf("    (no tag needs it)\n");
 }
 
@@ -36,7 +39,7 @@ static void print_damage(const json_t *result)
         printf("damaged %s %s: %s\n", cli_string(item, "kind"),
                cli_escape(cli_string(item, "digest"), digest),
                cli_escape(cli_string(item, "problem"), problem));
-        print_refs(json_object_get(item, "tags"));
+        print_refs(item);
     }
 }
 
