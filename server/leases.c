@@ -94,11 +94,6 @@ static int read_lease(struct store *store, const char *key, struct lease *ret_le
     return r;
 }
 
-static bool has_expired(const struct lease *lease, uint64_t now_us)
-{
-    return now_us > lease->renewed_us && now_us - lease->renewed_us >= lease->ttl_s * 1000000;
-}
-
 /* -- Taking ----------------------------------------------------------------------------------- */
 
 static int check_terms(const char *holder, uint64_t ttl_s, struct cairn_error *err)
@@ -251,12 +246,21 @@ int lease_release(struct store *store, const struct ref *ref, const char *id,
 
 struct each {
     struct store *store;
-    uint64_t now_us;
+    uint64_t now_us, served_us;
     bool remove;
     uint64_t nr_expired;
     lease_fn fn;
     void *arg;
 };
+
+/* While there was no service nobody could renew. */
+static bool has_expired(const struct each *e, const struct lease *lease)
+{
+    const uint64_t ttl_us = lease->ttl_s * 1000000;
+
+    return e->now_us > lease->renewed_us && e->now_us - lease->renewed_us >= ttl_us &&
+           e->served_us >= ttl_us;
+}
 
 /* One that was renewed in the future: the store's clock was wrong then.  So that it ends, it is as
  * if it were renewed now, and whoever holds it has time to do so. */
@@ -292,7 +296,7 @@ static int visit_once(struct each *e, const char *key, struct cairn_error *err)
         if (r)
             return r;
     }
-    if (!r && !has_expired(&lease, e->now_us))
+    if (!r && !has_expired(e, &lease))
         return e->fn(e->arg, &lease, err);
     if (!e->remove)
         return CAIRN_OK;
@@ -325,6 +329,8 @@ int leases_each(struct store *store, lease_fn fn, void *arg, uint64_t *ret_expir
     const unsigned nr_lists = e.remove ? 2 : 1;
     int r = store_now(store, &e.now_us, err);
 
+    if (!r)
+        e.served_us = store_served_us(store, e.now_us);
     for (unsigned i = 0; i < nr_lists && !r; i++)
         r = store_list(store, PREFIX, NULL, visit, &e, err);
     if (ret_expired)

@@ -8,7 +8,9 @@
  *     GET    /v1/leases[?repo=]             {"leases":[…]} that have not expired
  *
  * A lease, `leases/<id>`, ends a ttl after it was last renewed, by the store's clock; that it is
- * not collected before is what it is for.  Releasing and renewing take the ref by digest.
+ * not collected before is what it is for.  No server ends it before it has served for a ttl itself:
+ * all of them may have been down, or the clock has jumped, and those who hold leases are still to
+ * be heard of.  Releasing and renewing take the ref by digest.
  *
  * It changes by compare-and-set alone, and each renewal changes it.  So the collector, which
  * removes an expired lease before it disregards it, cannot remove one that has just been renewed,

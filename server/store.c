@@ -14,6 +14,9 @@
 #include <string.h>
 #include <sys/random.h>
 
+/* More than clocks that are right ever part between two questions, less than a lease's default. */
+#define JUMP_US (300 * UINT64_C(1000000))
+
 static bool valid_char(char c)
 {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
@@ -104,13 +107,32 @@ int store_random_hex(char *ret_hex, size_t nr, struct cairn_error *err)
     return CAIRN_OK;
 }
 
-int store_open(const char *url, struct store **ret_store, struct cairn_error *err)
+static int open_backend(const char *url, struct store **ret_store, struct cairn_error *err)
 {
     if (strncmp(url, "fs:", 3) == 0 && url[3] != 0)
         return store_fs_open(url + 3, ret_store, err);
     if (strncmp(url, "slow:", 5) == 0)
         return store_slow_open(url + 5, ret_store, err);
     return error_set(err, CAIRN_E_USAGE, "store '%s': expected fs:<dir>", url);
+}
+
+int store_open(const char *url, struct store **ret_store, struct cairn_error *err)
+{
+    int r = open_backend(url, ret_store, err);
+
+    if (!r)
+        atomic_store(&(*ret_store)->since_us, clock_now_us());
+    return r;
+}
+
+uint64_t store_served_us(struct store *store, uint64_t now_us)
+{
+    const uint64_t here_us = clock_now_us(), ahead_us = now_us - here_us;
+    const uint64_t before_us = atomic_exchange(&store->ahead_us, ahead_us);
+
+    if (before_us && store_age_us(ahead_us, before_us) > JUMP_US)
+        atomic_store(&store->since_us, here_us);
+    return here_us - atomic_load(&store->since_us);
 }
 
 void store_close(struct store *store)

@@ -54,6 +54,12 @@ static inline uint64_t store_age_us(uint64_t now_us, uint64_t time_us)
 {
     return now_us > time_us ? now_us - time_us : time_us - now_us;
 }
+/*
+ * For how long this process has had the store open while the store's clock, which shows now_us,
+ * went on as it should.  After a jump of that clock, or after sleep, that begins anew: whoever had
+ * to be heard of meanwhile could not be.
+ */
+uint64_t store_served_us(struct store *store, uint64_t now_us);
 /* Let an object be as if it were stored now.  Not durable. */
 int store_touch(struct store *store, const char *key, struct cairn_error *err);
 /* A whole object of at most max_len bytes (larger: CAIRN_E_LIMIT); malloc'ed, with a zero byte

@@ -6,6 +6,8 @@
 #ifndef SERVER_STORE_BACKEND_H
 #define SERVER_STORE_BACKEND_H
 
+#include <stdatomic.h>
+
 #include "store.h"
 #include "store_count.h"
 
@@ -66,6 +68,9 @@ struct store {
     const struct store_ops *ops;
     bool far;
     struct store_counts counts; /* store.c counts; zeros at first */
+    /* For store_served_us: since when, and how far ahead of clock_now_us the store's clock was last
+     * (0: nobody has asked). */
+    atomic_uint_fast64_t since_us, ahead_us;
 };
 
 /* The same for a lock that is held. */

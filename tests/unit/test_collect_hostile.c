@@ -9,6 +9,7 @@
 #include <utime.h>
 
 #include "claims.h"
+#include "clock.h"
 #include "collect.h"
 #include "condemned.h"
 #include "leases.h"
@@ -228,6 +229,37 @@ static struct lease take(const struct fixture *f, uint64_t ttl_s)
     return lease;
 }
 
+/* As if the store had been served for so long. */
+static void serve_for(struct store *store, uint64_t seconds)
+{
+    atomic_store(&store->since_us, clock_now_us() - seconds * 1000000);
+}
+
+/* Nobody could renew it. */
+static void test_a_lease_that_ended_while_there_was_no_service_holds(void **state)
+{
+    struct fixture *f = *state;
+    char digest[DIGEST_STR_MAX], text[400], key[REGISTRY_KEY_MAX];
+    const struct ref ref = manifest_ref();
+    int len = snprintf(text, sizeof(text),
+                       "{\"repository\":\"a\",\"manifest\":\"%s\",\"ttl\":1000,"
+                       "\"renewed\":1,\"holder\":\"test\"}",
+                       digest_format(&ref.digest, digest));
+
+    publish(f);
+    assert_int_equal(request(f, "DELETE", "/v2/a/manifests/live", NULL, NULL), 202);
+    plant(f, "leases/" ID "0", text, (size_t)len);
+    serve_for(f->store, 900);
+    assert_int_equal(collect(f).expired_leases, 0);
+    serve_for(f->store, 2000);
+    atomic_fetch_sub(&f->store->ahead_us, 3600 * UINT64_C(1000000)); /* the clock jumps */
+    assert_int_equal(collect(f).expired_leases, 0);
+    assert_true(store_has(f, manifest_key(key)));
+    serve_for(f->store, 2000);
+    assert_int_equal(collect(f).expired_leases, 1);
+    assert_false(store_has(f, key));
+}
+
 #ifdef CAIRN_FAULTS
 static struct store *renewing_in;
 static int renewed;
@@ -254,6 +286,7 @@ static void test_a_lease_that_a_delete_has_disregarded_is_not_renewed(void **sta
 
     publish(f);
     plant(f, "leases/" ID "0", expired, (size_t)len);
+    serve_for(f->store, 10);
     renewing_in = f->store;
     snprintf(path, sizeof(path), "/v2/a/manifests/%s", text);
     step_set_hook(renew_at_step);
@@ -476,6 +509,7 @@ int main(void)
         REGISTRY_TEST(test_a_marker_in_anothers_place_condemns_nothing),
         REGISTRY_TEST(test_other_names_among_markers_stop_no_run),
         REGISTRY_TEST(test_what_is_no_lease_goes),
+        REGISTRY_TEST(test_a_lease_that_ended_while_there_was_no_service_holds),
 #ifdef CAIRN_FAULTS
         REGISTRY_TEST(test_a_lease_that_a_delete_has_disregarded_is_not_renewed),
 #endif
