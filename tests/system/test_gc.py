@@ -16,7 +16,7 @@ import random
 import threading
 import time
 
-from cairntest import (CAIRN, Case, SEED, SLOWER, main, random_bytes, run, scaled, seeded,
+from cairntest import (CAIRN, Case, SEED, SLOWER, main, preload, random_bytes, run, scaled, seeded,
                        wait_for, KIB)
 
 SECONDS = float(os.environ.get("CAIRN_TEST_SECONDS") or scaled(4, 8, 60))
@@ -340,7 +340,8 @@ class Gc(Case):
     def test_a_lease_for_longer_than_a_day_is_refused(self):
         server = self.cairnd()
         server.push(self.image("a.qcow2", 5), "r:a")
-        refused = server.cairn("attach", "r:a", "--read-only", "--lease", "86401", code=1)
+        refused = server.cairn("attach", "r:a", "--read-only", "--lease", "86401", code=1,
+                               env=preload())
         self.assertIn("a lease of 86401 seconds, expected at most 86400",
                       refused.stderr.decode())
         self.assertEqual(self.leases(server), [])
