@@ -107,6 +107,15 @@ def children(pid):
     return found
 
 
+def thread_states(pid):
+    """One letter for each thread, as in /proc; none if the process is gone."""
+    states = []
+    for stat in pathlib.Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+    return states
+
+
 def kill_tree(pid):
     """SIGKILL to a process and all that it started."""
     for child in children(pid):
@@ -207,8 +216,7 @@ class Process:
         wait_for(self.is_paused, "every thread to stop")
 
     def is_paused(self):
-        stats = pathlib.Path(f"/proc/{self.pid}/task").glob("*/stat")
-        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
+        return set(thread_states(self.pid)) <= {"T"}
 
     def go_on(self):
         os.kill(self.pid, signal.SIGCONT)
@@ -219,6 +227,19 @@ class Process:
             self.popen.kill()
         self.popen.wait()
         self.ended_well = True
+
+    def kill_with_children(self):
+        """SIGKILL to it and to all that it has started, which holds no file any more when this returns."""
+        pids = []
+        if self.running:
+            os.kill(self.pid, signal.SIGSTOP)  # so that it starts nothing more
+            wait_for(lambda: not self.running or self.is_paused(), "it to stop")
+            pids = children(self.pid)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.kill()
+        wait_for(lambda: all(set(thread_states(pid)) <= {"Z", "X"} for pid in pids), "its children to end")
 
 
 # -- HTTP -----------------------------------------------------------------------------------------
@@ -405,10 +426,7 @@ class Attachment(Process):
 
     def end(self):
         """However it stands, end it and what it started."""
-        for pid in children(self.pid) if self.running else []:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.kill()
+        self.kill_with_children()
 
 
 # -- Tests ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import subprocess
 import threading
 
 import qemu
-from cairntest import (BUILD, CAIRN, Case, KIB, MIB, SEED, children, first_difference, main, preload,
+from cairntest import (BUILD, CAIRN, Case, KIB, MIB, SEED, first_difference, main, preload,
                        run, scaled, seeded, wait_for)
 from mirror import Mirror, SECTOR
 from nbdclient import NbdClient
@@ -236,10 +236,7 @@ class ActiveLayer(Case):
             delay = self.rng.uniform(0, 0.15)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(delay)
-            for pid in children(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.kill()
+            process.kill_with_children()
             qemu.check_active(active, leaks_allowed=True)
             disk = self.attach_disk()
             client = NbdClient(disk.socket)
