@@ -20,7 +20,7 @@ struct rebuild {
     uint64_t first; /* cluster of the run */
     uint64_t nr_table, nr_blocks;
     uint64_t nr_clusters; /* of the file, with the run */
-    uint64_t *table;      /* host offsets of blocks, 0 for none */
+    uint64_t *table;      /* 1 for each block; then its host offset, as it is stored */
     uint64_t nr_entries;
 };
 
@@ -130,9 +130,10 @@ static int write_block(const struct qcow2_check *c, const struct rebuild *b, uin
     for (uint64_t j = 0; j < nr; j++)
         refblock_put(bytes, j, c->hdr.refcount_order, new_refcount(c, b, i * step + j));
     return hostfile_pwrite(FAULT_AT(b->file, FAULT_REBUILD_REFBLOCK), bytes, c->cluster_size,
-                           b->table[i], err);
+                           be64toh(b->table[i]), err);
 }
 
+/* In the order of their places, so that a file that grows does so without a gap. */
 static int write_structure(const struct qcow2_check *c, struct rebuild *b, struct cairn_error *err)
 {
     uint64_t table_off = b->first << c->hdr.cluster_bits;
@@ -140,18 +141,18 @@ static int write_structure(const struct qcow2_check *c, struct rebuild *b, struc
     CLEANUP_FREE uint8_t *bytes = malloc(c->cluster_size);
     int r = bytes ? CAIRN_OK : error_no_memory(err, "a refcount block");
 
-    for (uint64_t i = 0; i < b->nr_entries && r == CAIRN_OK; i++) {
+    for (uint64_t i = 0; i < b->nr_entries; i++) {
         if (b->table[i] == 0)
             continue;
-        b->table[i] = next_off;
+        b->table[i] = htobe64(next_off);
         next_off += c->cluster_size;
-        r = write_block(c, b, i, bytes, err);
     }
-    for (uint64_t i = 0; i < b->nr_entries; i++)
-        b->table[i] = htobe64(b->table[i]);
     if (r == CAIRN_OK)
         r = hostfile_pwrite(FAULT_AT(b->file, FAULT_REBUILD_REFTABLE), b->table,
                             b->nr_table * c->cluster_size, table_off, err);
+    for (uint64_t i = 0; i < b->nr_entries && r == CAIRN_OK; i++)
+        if (b->table[i] != 0)
+            r = write_block(c, b, i, bytes, err);
     return r == CAIRN_OK ? hostfile_sync(FAULT_AT(b->file, FAULT_REBUILD_SYNC), err) : r;
 }
 
